@@ -21,6 +21,7 @@ are the unit in training and in serving alike.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,16 +53,21 @@ class TextCodec:
         backend = _backend(tokenizer)
         self.bos_ids: tuple[int, ...] = _leading_ids(backend)
         self._backend: Tokenizer = _text_only(backend, frozenset(sid_tokens))
+        # An added token that stays moves down where a marker before it is gone: copy's id -> the tokenizer's.
+        kept = ((moved, token.content) for moved, token in self._backend.get_added_tokens_decoder().items())
+        self._moved = {moved: now for moved, content in kept if (now := backend.token_to_id(content)) != moved}
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: no BOS or EOS, no control token, no SID; ``[]`` for an empty text."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._original(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts at once, in their order; on all cores, unless ``TOKENIZERS_PARALLELISM=false``."""
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [self._original(encoding.ids) for encoding in encodings]
+
+    def _original(self, ids: list[int]) -> list[int]:
+        return [self._moved.get(token_id, token_id) for token_id in ids] if self._moved else ids
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, sid_tokens: Iterable[str] = ()) -> list[int]:
@@ -129,5 +135,5 @@ def _text_only(backend: Tokenizer, sid_tokens: frozenset[str]) -> Tokenizer:
 
 
 def _unreachable(number: int) -> str:
-    # U+FFFF is a noncharacter; with the piece's number behind it no text of a catalogue spells it.
-    return f"\uffff{number}\uffff"
+    # Drawn afresh for every piece, so that no text can spell it; no id depends on the name.
+    return f"{secrets.token_hex(16)}-{number}"
