@@ -55,7 +55,9 @@ class TextCodec:
         self._backend: Tokenizer = _text_only(backend, frozenset(sid_tokens))
         # An added token that stays moves down where a marker before it is gone: copy's id -> the tokenizer's.
         kept = ((moved, token.content) for moved, token in self._backend.get_added_tokens_decoder().items())
-        self._moved = {moved: now for moved, content in kept if (now := backend.token_to_id(content)) != moved}
+        self._moved: dict[int, int] = {
+            moved: now for moved, content in kept if (now := backend.token_to_id(content)) != moved
+        }
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: no BOS or EOS, no control token, no SID; ``[]`` for an empty text."""
