@@ -54,10 +54,11 @@ class TextCodec:
         self.bos_ids: tuple[int, ...] = _leading_ids(backend)
         self._backend: Tokenizer = _text_only(backend, frozenset(sid_tokens))
         # An added token that stays moves down where a marker before it is gone: copy's id -> the tokenizer's.
-        kept = ((moved, token.content) for moved, token in self._backend.get_added_tokens_decoder().items())
-        self._moved: dict[int, int] = {
-            moved: now for moved, content in kept if (now := backend.token_to_id(content)) != moved
-        }
+        self._moved: dict[int, int] = {}
+        for moved, token in self._backend.get_added_tokens_decoder().items():
+            original = backend.token_to_id(token.content)
+            if original is not None and original != moved:
+                self._moved[moved] = original
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`: no BOS or EOS, no control token, no SID; ``[]`` for an empty text."""
