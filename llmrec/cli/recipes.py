@@ -1,0 +1,66 @@
+"""``llmrec recipes``: list, print, copy and check recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+RecipeWord = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped name (`llmrec recipes ls`) or a path.")]
+
+
+@app.callback()
+def _group() -> None:
+    """List, print, copy and check recipes."""
+
+
+@app.command("ls")
+def ls() -> None:
+    """List the shipped recipes; the pipelines at the top are what `llmrec run` takes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from llmrec.recipes import root, shipped
+
+    table = Table(
+        "recipe", "what it is", box=None, title_justify="left", caption=f"in {root()}", caption_justify="left"
+    )
+    for recipe in shipped():
+        table.add_row(recipe.name, recipe.summary, style="bold" if recipe.is_pipeline else None)
+    Console().print(table, markup=False)
+
+
+@app.command()
+def cat(recipe: RecipeWord) -> None:
+    """Print a recipe as it is."""
+    from llmrec.recipes import find
+
+    typer.echo(find(recipe).read_text(encoding="utf-8"), nl=False)
+
+
+@app.command()
+def cp(
+    recipe: RecipeWord,
+    destination: Annotated[Path, typer.Argument(help="A new file, or a folder to put it into.")] = Path(),
+) -> None:
+    """Copy a recipe for editing."""
+    from llmrec.recipes import copy
+
+    typer.echo(f"copied to {copy(recipe, destination)}")
+
+
+@app.command()
+def validate(
+    recipe: RecipeWord,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changed settings.")] = None,
+) -> None:
+    """Check a recipe without running it: every unknown key and wrong value, all together."""
+    from llmrec.pipeline import load_recipe
+    from llmrec.recipes import find
+
+    path = find(recipe)
+    load_recipe(path, overrides or [])
+    typer.echo(f"{path} is fine")
