@@ -1,0 +1,1 @@
+"""From item vectors to Semantic IDs: embeddings, quantiser, collisions, `SIDTable`, vocabulary, health report."""
