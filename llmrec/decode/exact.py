@@ -1,0 +1,125 @@
+"""Exact search: the true top-k of the whole catalogue without scoring all of it.
+
+Best-first search. Every step adds a log-probability, which is at most 0, so the score of a prefix bounds the scores
+of all items below it. The best open prefixes are expanded together in one forward, and the search of a prompt ends
+when its k-th best complete item beats every open prefix. The result equals scoring every item (`score_items`), ties
+by the lower code path included. How many forwards that takes depends on how sure the model is: few after training,
+up to all prefixes for a model that knows nothing. `PrefixReader` bounds the cache by recomputation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from llmrec.decode.reader import PrefixReader
+from llmrec.decode.result import SearchResult, best_first, collect
+from llmrec.decode.scores import ChildScorer
+from llmrec.decode.session import PrefixSession
+from llmrec.decode.trie import Exclusion, SIDTrie
+from llmrec.errors import InputError
+
+
+def exact_search(
+    session: PrefixSession,
+    scorer: ChildScorer,
+    exclusions: Sequence[Exclusion | None],
+    *,
+    top_k: int,
+    num_expanded: int = 32,
+    max_slots: int = 1024,
+) -> list[SearchResult]:
+    """Search every prompt of a session; the session is rewound first.
+
+    Args:
+        session: the prefilled prompts.
+        scorer: head, trie and normalisation.
+        exclusions: one per prompt, None where nothing is excluded.
+        top_k: items to return per prompt.
+        num_expanded: open prefixes per prompt and forward; more means fewer forwards and some wasted columns.
+        max_slots: columns that the cache keeps per prompt before it is released (see `PrefixReader`).
+
+    Raises:
+        InputError: ``top_k < 1`` or ``num_expanded < 1``.
+    """
+    if top_k < 1 or num_expanded < 1:
+        raise InputError(f"top_k and num_expanded must be at least 1; given {top_k} and {num_expanded}.")
+    reader = PrefixReader(session, scorer.trie, scorer.token_ids, max_slots)
+    searches = [_Frontier(scorer.trie, exclusion, top_k) for exclusion in exclusions]
+    while any(search.is_open for search in searches):
+        chosen = [search.pop(num_expanded) for search in searches]
+        states = torch.cat(reader.read([(levels, nodes) for levels, nodes, _ in chosen]))
+        prompt = np.repeat(np.arange(len(searches)), [len(nodes) for _, nodes, _ in chosen])
+        levels, nodes, scores = (np.concatenate([part[i] for part in chosen]) for i in range(3))
+        for level in np.unique(levels):
+            places = np.flatnonzero(levels == level)
+            table = scorer.table(states[torch.from_numpy(places).to(states.device)], int(level))
+            for row in np.unique(prompt[places]):
+                mine = prompt[places] == row
+                parents = places[mine]
+                owner, child, gain = scorer.children(table[mine], int(level), nodes[parents], exclusions[row])
+                searches[row].push(int(level) + 1, child, scores[parents][owner] + gain)
+    return [
+        collect(
+            scorer.trie,
+            search.exclusion,
+            search.leaves,
+            search.leaf_scores,
+            top_k=top_k,
+            normalise=scorer.normalise,
+            num_forwards=reader.num_forwards,
+        )
+        for search in searches
+    ]
+
+
+class _Frontier:
+    """Open prefixes and complete leaves of one prompt."""
+
+    def __init__(self, trie: SIDTrie, exclusion: Exclusion | None, top_k: int) -> None:
+        self.exclusion, self._trie, self._top_k = exclusion, trie, top_k
+        self._levels = np.zeros(1, dtype=np.int64)
+        self._nodes = np.zeros(1, dtype=np.int64)
+        self._scores = np.zeros(1)
+        self.leaves = np.zeros(0, dtype=np.int64)
+        self.leaf_scores = np.zeros(0)
+        self._bar = -np.inf  # score of the k-th best complete item
+        if trie.num_living(0, self._nodes, exclusion)[0] == 0:
+            self._keep(np.zeros(1, dtype=bool))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an open prefix may still hold one of the best items."""
+        return bool(self._nodes.size)
+
+    def pop(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Take out the best open prefixes: levels, nodes, scores."""
+        # Among equal scores the order is free: whatever it is, all prefixes at or above the bar get expanded.
+        best = best_first(self._scores, self._levels, count)
+        taken = self._levels[best], self._nodes[best], self._scores[best]
+        rest = np.ones(len(self._scores), dtype=bool)
+        rest[best] = False
+        self._keep(rest)
+        return taken
+
+    def push(self, level: int, nodes: np.ndarray, scores: np.ndarray) -> None:
+        """Add children; leaves raise the bar, and what can no longer reach it is dropped."""
+        if level < self._trie.num_levels:
+            self._levels = np.concatenate([self._levels, np.full(len(nodes), level)])
+            self._nodes = np.concatenate([self._nodes, nodes])
+            self._scores = np.concatenate([self._scores, scores])
+        else:
+            leaves = np.concatenate([self.leaves, nodes])
+            leaf_scores = np.concatenate([self.leaf_scores, scores])
+            best = best_first(leaf_scores, leaves, self._top_k)  # every leaf holds at least one item
+            self.leaves, self.leaf_scores = leaves[best], leaf_scores[best]
+            items = np.cumsum(self._trie.num_living(level, self.leaves, self.exclusion))
+            if items[-1] >= self._top_k:
+                self._bar = self.leaf_scores[np.searchsorted(items, self._top_k)]
+        # An open prefix at the bar itself stays: it may hold an equal item with a lower code path.
+        self._keep(self._scores >= self._bar)
+
+    def _keep(self, keep: np.ndarray) -> None:
+        self._levels, self._nodes, self._scores = self._levels[keep], self._nodes[keep], self._scores[keep]

@@ -1,0 +1,167 @@
+"""From hidden states to the log-probabilities of a prefix's living children.
+
+Three normalisations (`llmrec.decode.result.Normalise`): "vocab" is the softmax over the whole vocabulary and equals
+Hugging Face's scores; "level" is the softmax over all codes of the level, as a head over SID rows is trained; "legal"
+is the softmax over the living children and favours sparse subtrees. For the last two the LM head runs only over the
+rows of the level. Legal children are gathered before any top-k, so that no beam is lost to illegal ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llmrec.decode.result import NORMALISATIONS, Normalise
+from llmrec.decode.trie import Exclusion, SIDTrie
+from llmrec.errors import InputError, LLMRecError
+
+# Logits of the whole vocabulary are made for at most this many elements at a time (64 MB in fp32).
+_MAX_LOGITS = 1 << 24
+
+
+class LMHead:
+    """Logits from hidden states, over all tokens or a few of them, exactly as the model's own forward makes them.
+
+    Args:
+        model: the causal LM; one forward over two tokens checks that head and model agree.
+
+    Raises:
+        InputError: the model changes its logits in a way that is not known here.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._head = model.get_output_embeddings()
+        if self._head is None:
+            raise InputError(f"{type(model).__name__} has no LM head.", hint="load it with AutoModelForCausalLM")
+        settings = model.config.get_text_config().to_dict()
+        # What families do to their logits: Gemma caps them, Cohere multiplies, Granite divides.
+        self._cap = settings.get("final_logit_softcapping")
+        self._factor = (settings.get("logit_scale") or 1.0) / (settings.get("logits_scaling") or 1.0)
+        self._check(model)
+
+    @torch.no_grad()
+    def logits(self, states: Tensor, token_ids: Tensor | None = None) -> Tensor:
+        """(n, tokens) float32 logits of (n, hidden) states: of `token_ids`, or of the whole vocabulary if None."""
+        if token_ids is None:
+            raw = self._head(states)
+        elif type(self._head) is nn.Linear:
+            bias = self._head.bias
+            raw = nn.functional.linear(states, self._head.weight[token_ids], None if bias is None else bias[token_ids])
+        else:  # wrapped by an adapter: only the wrapper knows its rows
+            raw = self._head(states)[:, token_ids]
+        raw = raw * self._factor if self._factor != 1.0 else raw
+        raw = torch.tanh(raw / self._cap) * self._cap if self._cap is not None else raw
+        return raw.float()
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the head scores."""
+        return int(self._head.weight.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head lives."""
+        device: torch.device = self._head.weight.device
+        return device
+
+    @torch.no_grad()
+    def _check(self, model: Any) -> None:
+        probe = torch.tensor([[0, 1]], device=model.get_input_embeddings().weight.device)
+        theirs = model(input_ids=probe, use_cache=False).logits[0].float()
+        ours = self.logits(model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state[0])
+        if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * float(theirs.abs().max())):
+            raise InputError(
+                f"{type(model).__name__} changes its logits after the LM head in a way the search does not know.",
+                hint="use `generate` with SIDLogitsProcessor for this family",
+            )
+
+
+class ChildScorer:
+    """Scores the children of trie nodes from the hidden states of their prefixes.
+
+    Args:
+        head: the model's head.
+        trie: the legal paths.
+        token_ids: per level (codebook_size,) the token id of each code.
+        normalise: see the module's docstring.
+
+    Raises:
+        InputError: an unknown normalisation, or token ids that do not fit the trie or the model.
+    """
+
+    def __init__(self, head: LMHead, trie: SIDTrie, token_ids: Sequence[np.ndarray], normalise: Normalise) -> None:
+        if normalise not in NORMALISATIONS:
+            raise InputError(f"normalise is {normalise!r}; known are {', '.join(NORMALISATIONS)}.")
+        if tuple(len(ids) for ids in token_ids) != trie.codebook_sizes:
+            raise InputError(
+                f"The token ids cover codebooks of {[len(ids) for ids in token_ids]} codes, "
+                f"the trie has {list(trie.codebook_sizes)}."
+            )
+        highest = max(int(ids.max()) for ids in token_ids)
+        if highest >= head.vocabulary:
+            raise InputError(
+                f"SID token {highest} lies outside of the model's vocabulary of {head.vocabulary}.",
+                hint="extend the model's vocabulary with the table's tokens first",
+            )
+        self.trie = trie
+        self.token_ids = tuple(np.asarray(ids, dtype=np.int64) for ids in token_ids)
+        self.normalise = normalise
+        self._head = head
+        self._device_ids = tuple(torch.from_numpy(ids).to(head.device) for ids in self.token_ids)
+
+    @torch.no_grad()
+    def table(self, states: Tensor, level: int) -> np.ndarray:
+        """Scores of all codes of a level.
+
+        Args:
+            states: (n, hidden) states of prefixes of length `level`.
+
+        Returns:
+            (n, codebook_sizes[level]) float64: log-probabilities for "vocab" and "level"; logits for "legal", which
+            only `children` can normalise.
+
+        Raises:
+            LLMRecError: the model returned NaN.
+        """
+        ids = self._device_ids[level]
+        if self.normalise == "vocab":
+            rows = max(1, _MAX_LOGITS // self._head.vocabulary)
+            parts = [torch.log_softmax(self._head.logits(part), dim=-1)[:, ids] for part in states.split(rows)]
+            scores = torch.cat(parts)
+        else:
+            scores = self._head.logits(states, ids)
+            if self.normalise == "level":
+                scores = torch.log_softmax(scores, dim=-1)
+        if torch.isnan(scores).any():
+            raise LLMRecError(
+                f"The model returned NaN at SID level {level}: nothing can be ranked.",
+                hint="check the weights, or run the model in float32",
+            )
+        return scores.double().cpu().numpy()
+
+    def children(
+        self, table: np.ndarray, level: int, nodes: np.ndarray, exclusion: Exclusion | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Living children of `nodes` with their log-probability given the parent.
+
+        Args:
+            table: (n, codes) what `table` returned for the n nodes.
+            nodes: (n,) nodes of `level`.
+
+        Returns:
+            owner (place of the parent in `nodes`), node at ``level + 1``, log-probability; each (m,).
+        """
+        found = self.trie.children(level, nodes, exclusion)
+        scores = table[found.owner, found.code]
+        if self.normalise == "legal" and scores.size:
+            first = np.flatnonzero(np.diff(found.owner, prepend=-1))
+            group = np.repeat(np.arange(len(first)), np.diff(first, append=len(scores)))
+            peak = np.maximum.reduceat(scores, first)
+            total = np.add.reduceat(np.exp(scores - peak[group]), first)
+            # A single child must score exactly 0, or its bound would not hold: exp(0) sums to 1, log 1 is 0.
+            scores = scores - peak[group] - np.log(total)[group]
+        return found.owner, found.node, scores
