@@ -1,8 +1,8 @@
 """The ``llmrec`` command: parse, call, print.
 
-Each command is one file here with a module-level ``app = typer.Typer(add_completion=False)``, and one line in `COMMANDS`; it is imported
-when it is called, so that ``llmrec --help`` stays fast. An app with one ``@app.command()`` and no callback is the
-command itself, any other app is a group.
+Each command is one file here with a module-level ``app = typer.Typer(add_completion=False)``, and one line in
+`COMMANDS`; it is imported when it is called, so that ``llmrec --help`` stays fast. An app with one ``@app.command()``
+and no callback is the command itself, any other app is a group.
 
 Exit codes: 0 fine, 1 a target missed, 2 the user's input, 3 the environment, 70 a bug in llmrec, 130 Ctrl-C.
 ``LLMREC_DEBUG=1`` shows the traceback of any error.
