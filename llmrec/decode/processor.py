@@ -1,6 +1,7 @@
 """`SIDLogitsProcessor`: the trie as a constraint for those who stay with Hugging Face's ``generate``.
 
-    processor = SIDLogitsProcessor(trie, token_ids, prompt_length=inputs["input_ids"].shape[1], num_prompts=len(prompts))
+    length = inputs["input_ids"].shape[1]
+    processor = SIDLogitsProcessor(trie, token_ids, prompt_length=length, num_prompts=len(prompts))
     model.generate(**inputs, logits_processor=[processor], max_new_tokens=trie.num_levels, do_sample=False,
                    num_beams=20, num_return_sequences=20, top_k=0, repetition_penalty=1.0,
                    output_scores=True, return_dict_in_generate=True)

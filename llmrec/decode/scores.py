@@ -54,8 +54,8 @@ class LMHead:
         else:  # wrapped by an adapter: only the wrapper knows its rows
             raw = self._head(states)[:, token_ids]
         raw = raw * self._factor if self._factor != 1.0 else raw
-        raw = torch.tanh(raw / self._cap) * self._cap if self._cap is not None else raw
-        return raw.float()
+        logits: Tensor = torch.tanh(raw / self._cap) * self._cap if self._cap is not None else raw
+        return logits.float()
 
     @property
     def vocabulary(self) -> int:
@@ -130,7 +130,7 @@ class ChildScorer:
         ids = self._device_ids[level]
         if self.normalise == "vocab":
             rows = max(1, _MAX_LOGITS // self._head.vocabulary)
-            parts = [torch.log_softmax(self._head.logits(part), dim=-1)[:, ids] for part in states.split(rows)]
+            parts = [torch.log_softmax(self._head.logits(part), dim=-1)[:, ids] for part in torch.split(states, rows)]
             scores = torch.cat(parts)
         else:
             scores = self._head.logits(states, ids)

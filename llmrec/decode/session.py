@@ -58,6 +58,8 @@ class PrefixSession:
         self._implementation, self._layer_kinds, self._window = _attention(model)
         self._cache = DynamicCache()
         self.num_forwards = 0
+        self._parents: np.ndarray
+        self._positions: np.ndarray
 
         batch, longest = len(prompts), max(len(prompt) for prompt in prompts)
         ids = np.zeros((batch, longest), dtype=np.int64)

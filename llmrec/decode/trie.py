@@ -189,7 +189,7 @@ class SIDTrie:
 
     def num_living(self, level: int, nodes: np.ndarray, exclusion: Exclusion | None = None) -> np.ndarray:
         """Living items below each of `nodes` that `exclusion` leaves."""
-        counts = self.living[level][nodes]
+        counts: np.ndarray = self.living[level][nodes]
         return counts if exclusion is None else counts - exclusion.below(level, nodes)
 
     def children(self, level: int, nodes: np.ndarray, exclusion: Exclusion | None = None) -> Children:
@@ -217,7 +217,7 @@ class SIDTrie:
 
     def members(self, leaf: int, exclusion: Exclusion | None = None) -> np.ndarray:
         """Living rows of a bucket that `exclusion` leaves, ascending."""
-        rows = self.items[self.item_start[leaf] : self.item_start[leaf + 1]]
+        rows: np.ndarray = self.items[self.item_start[leaf] : self.item_start[leaf + 1]]
         rows = rows[self.alive[rows]]
         return rows if exclusion is None else rows[~np.isin(rows, exclusion.rows, assume_unique=True)]
 
