@@ -1,0 +1,9 @@
+"""Benchmarks against peers: cases and peers in code, targets in `targets.yaml`, one runner.
+
+A benchmark is a module here with ``cases(quick: bool) -> list[Case]`` and one line in `BENCHES`; its targets are
+reviewed in `targets.yaml`, where every case must have one.
+"""
+
+BENCHES: dict[str, str] = {
+    "start": "llmrec.bench.start",
+}

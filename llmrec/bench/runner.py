@@ -1,0 +1,170 @@
+"""Run a benchmark: our side and the peer's alternately in one run, medians, ratio, target.
+
+Interleaving is what makes the ratio trustworthy on a shared machine: a slow minute hits both sides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from llmrec.bench import BENCHES
+from llmrec.config import Config, build_config, parse_yaml
+from llmrec.errors import InputError
+
+TARGETS = Path(__file__).with_name("targets.yaml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        name: as in `targets.yaml`.
+        unit: of what both sides return, such as "ms".
+        ours: measures our side once.
+        theirs: measures the peer once, on the same work.
+    """
+
+    name: str
+    unit: str
+    ours: Callable[[], float]
+    theirs: Callable[[], float]
+
+
+class Target(Config):
+    """What a case must reach; exactly one of `at_most` and `at_least`."""
+
+    peer: str
+    """What we compare with, in words."""
+    at_most: float | None = None
+    """Highest ratio of medians, ours / theirs."""
+    at_least: float | None = None
+    """Lowest ratio of medians, ours / theirs."""
+    repeats: int = Field(ge=1)
+    """Measurements of each side."""
+    quick_repeats: int = Field(ge=1)
+    """The same with ``--quick``."""
+    why: str
+    """Why this target and not another."""
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Target:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("give exactly one of at_most and at_least")
+        return self
+
+    def holds(self, ratio: float) -> bool:
+        """Whether `ratio` reaches the target."""
+        return ratio <= self.at_most if self.at_most is not None else ratio >= (self.at_least or 0.0)
+
+    def text(self) -> str:
+        """The target as people read it: ``<= 1.3``."""
+        return f"<= {self.at_most:g}" if self.at_most is not None else f">= {self.at_least:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A measured case; `ours` and `theirs` are medians in `unit`."""
+
+    case: str
+    peer: str
+    unit: str
+    ours: float
+    theirs: float
+    ratio: float
+    target: str
+    holds: bool
+    repeats: int
+
+
+def load_targets(path: Path = TARGETS) -> dict[str, dict[str, Target]]:
+    """Targets by benchmark and case. Raises ConfigError for a wrong entry."""
+    raw: dict[str, dict[str, Any]] = parse_yaml(path.read_text(encoding="utf-8"), source=path.name)
+    return {
+        bench: {
+            case: build_config(Target, values, source=f"{path.name}, {bench}, {case}") for case, values in cases.items()
+        }
+        for bench, cases in raw.items()
+    }
+
+
+def run_bench(name: str, *, quick: bool = False, progress: Callable[[str], None] | None = None) -> list[Outcome]:
+    """Measure every case of benchmark `name`.
+
+    Args:
+        name: a key of `BENCHES`.
+        quick: smaller sizes and fewer repeats, about a minute in all.
+        progress: takes a line before each case.
+
+    Raises:
+        InputError: there is no such benchmark, or a case and its target do not match.
+    """
+    if name not in BENCHES:
+        near = difflib.get_close_matches(name, BENCHES, n=1)
+        raise InputError(
+            f"there is no benchmark {name!r}",
+            hint=f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(BENCHES)}",
+        )
+    targets = load_targets().get(name, {})
+    cases: list[Case] = importlib.import_module(BENCHES[name]).cases(quick)
+    if {case.name for case in cases} != set(targets):
+        raise InputError(
+            f"benchmark {name!r} measures {sorted(case.name for case in cases)}, "
+            f"{TARGETS.name} has targets for {sorted(targets)}"
+        )
+    outcomes = []
+    for case in cases:
+        target = targets[case.name]
+        repeats = target.quick_repeats if quick else target.repeats
+        if progress:
+            progress(f"{name}: {case.name}, {repeats} x ours and theirs")
+        outcomes.append(measure(case, target, repeats))
+    return outcomes
+
+
+def measure(case: Case, target: Target, repeats: int) -> Outcome:
+    """Measure both sides `repeats` times, the first one changing each round, after one unmeasured round."""
+    case.ours()
+    case.theirs()
+    ours: list[float] = []
+    theirs: list[float] = []
+    for turn in range(repeats):
+        pair = [(ours, case.ours), (theirs, case.theirs)]
+        for numbers, side in pair if turn % 2 == 0 else reversed(pair):
+            numbers.append(side())
+    ratio = median(ours) / median(theirs)
+    return Outcome(
+        case=case.name,
+        peer=target.peer,
+        unit=case.unit,
+        ours=median(ours),
+        theirs=median(theirs),
+        ratio=ratio,
+        target=target.text(),
+        holds=target.holds(ratio),
+        repeats=repeats,
+    )
+
+
+def as_report(name: str, outcomes: list[Outcome], *, quick: bool) -> dict[str, Any]:
+    """What ``--json`` and ``--output`` write."""
+    from llmrec import __version__
+
+    return {
+        "bench": name,
+        "quick": quick,
+        "llmrec": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cases": [dataclasses.asdict(outcome) for outcome in outcomes],
+        "holds": all(outcome.holds for outcome in outcomes),
+    }
