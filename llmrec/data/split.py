@@ -1,7 +1,7 @@
 """Leave-one-out over the full catalogue, the evaluation protocol of this project.
 
-Per user, events are sorted by time and **ties keep the order of the file** (half of MovieLens-100K's rows share their
-timestamp with another row of the same user; sorting ties by item id changes 30 % of its test targets). A user's
+Per user, events are sorted by time and **ties keep the order of the file** (MovieLens-100K has 100,000
+events at 49,439 distinct pairs of user and time; sorting ties by item id changes 30 % of its test targets). A user's
 ``s_1..s_n`` gives train ``s_1..s_{n-2}``, the valid target ``s_{n-1}`` with history ``s_1..s_{n-2}`` and the test
 target ``s_n`` with history ``s_1..s_{n-1}``. Users with fewer than three events take no part and are counted.
 

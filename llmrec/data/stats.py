@@ -62,6 +62,8 @@ class DataStats:
     """Events per item of the evaluation catalogue."""
     repeat_share: float
     """Share of events whose user met the item before."""
+    repeat_target_share: float
+    """Share of the test targets that are in their history: filtered evaluation cannot hit them."""
     tie_share: float
     """Share of events with the same time as another event of their user: there the order of the file decides."""
     top_tenth_share: float
@@ -91,7 +93,7 @@ class DataStats:
             ("density", f"{self.density:.3%}"),
             ("events per user", str(self.sequence_length)),
             ("events per item", str(self.item_events)),
-            ("repeats", f"{self.repeat_share:.1%} of events"),
+            ("repeats", f"{self.repeat_share:.1%} of events, {self.repeat_target_share:.1%} of test targets"),
             ("ties in time", f"{self.tie_share:.1%} of events"),
             ("most popular tenth of items", f"{self.top_tenth_share:.1%} of events"),
             ("cold items", f"{self.cold_items:,}, {self.cold_target_share:.1%} of test targets"),
@@ -123,6 +125,7 @@ def data_stats(dataset: Dataset) -> DataStats:
         sequence_length=Quantiles.of(lengths),
         item_events=Quantiles.of(popularity),
         repeat_share=1 - distinct / frame.height,
+        repeat_target_share=float(np.mean([sequence[-1] in sequence[:-1] for sequence in split.sequences])),
         tie_share=frame.select(pl.struct("user_id", "timestamp").is_duplicated().mean()).item(),
         top_tenth_share=float(popularity[:tenth].sum() / popularity.sum()),
         cold_items=len(split.cold_items()),

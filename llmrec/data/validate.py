@@ -121,7 +121,7 @@ def check_items(
 
 def _check_columns(table: Table, wanted: dict[str, str], problems: Problems) -> bool:
     have = table.frame.columns
-    plain = {name.lower(): name for name in have}
+    plain = {name.lower(): name for name in have if name not in wanted.values()}
     for name, given in wanted.items():
         if given in have:
             continue

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.data.interactions import Interactions
@@ -40,6 +40,7 @@ def logs(ids: st.SearchStrategy[str]) -> st.SearchStrategy[list[Event]]:
     return st.lists(st.tuples(ids, ids, st.integers(0, 3)), max_size=60)
 
 
+@settings(deadline=None)
 @given(st.one_of(logs(integers), logs(names)))
 def test_agrees_with_a_naive_splitter(events: list[Event]) -> None:
     split = leave_one_out(interactions(events))
