@@ -246,4 +246,5 @@ def _paired(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise InputError(f"a paired test needs the same users on both sides, given shapes {a.shape} and {b.shape}")
-    return a - b
+    difference: np.ndarray = a - b
+    return difference

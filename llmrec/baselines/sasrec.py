@@ -26,6 +26,7 @@ from llmrec.metrics import per_user_metrics, rank_of_target
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
     from llmrec.baselines.sasrec_network import SASRecNetwork
 
@@ -44,7 +45,7 @@ class SASRecConfig(Config):
     history_window: int = Field(default=50, ge=1)
     """How many of the latest history items the network sees."""
     dropout: float = Field(default=0.3, ge=0, lt=1)
-    """On inputs, attention weights and both branches of a block."""
+    """On inputs and both branches of a block."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Of Adam."""
     batch_size: int = Field(default=64, ge=1)
@@ -160,16 +161,14 @@ class SASRec:
 
 def _train_epoch(
     network: SASRecNetwork,
-    optimizer: object,
+    optimizer: Optimizer,
     train: Sequence[np.ndarray],
     config: SASRecConfig,
     rng: np.random.Generator,
 ) -> float:
     """One pass over all windows; returns the mean loss of a predicted item."""
-    from torch import optim
     from torch.nn import functional
 
-    assert isinstance(optimizer, optim.Optimizer)
     network.train()
     windows = [window for sequence in train for window in cut_windows(sequence, config.history_window, rng)]
     order = rng.permutation(len(windows))
@@ -180,7 +179,7 @@ def _train_epoch(
         targets, _ = _right_aligned([window[1:] for window in batch])
         loss = functional.cross_entropy(network.logits(network(inputs, real)[real]), targets[real])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += float(loss.detach()) * int(real.sum())
         predicted += int(real.sum())
