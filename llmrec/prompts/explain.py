@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmrec.data.catalog import Catalog
 from llmrec.prompts.answers import Answer, AnswerReader
@@ -62,30 +62,37 @@ class Explain(Task):
             if len(sequence) < 2:
                 skipped["users with fewer than 2 train items"] += 1
             for place in choose_positions(len(sequence), self.per_user, f"{self.name}:{seed}:{user}"):
-                history = tuple(sequence[max(0, place - self.max_history) : place])
+                prompt = self.prompt(sequence[:place], sequence[place], f"{self.name}:{user}:{place}")
+                history = prompt.values["history"]
                 reason = find_reason(catalog, frequencies, history, sequence[place])
                 if reason is None:
                     skipped["items that share no attribute with their history"] += 1
                     continue
-                rows.append(self._example(f"{self.name}:{user}:{place}", history, sequence[place], reason))
+                rows.append(_with_reason(prompt, reason, sequence[place]))
         return Examples(tuple(rows), dict(skipped))
 
     def parse(self, answer: Answer, reader: AnswerReader) -> tuple[str, ...]:
         """The items that the explanation names, once each, in order of appearance."""
         return tuple(dict.fromkeys(ids[0] for ids in reader.items(answer) if ids))
 
-    def _example(self, row_id: str, history: tuple[str, ...], item_id: str, reason: Reason) -> Example:
-        values: dict[str, Value] = {
-            "history": history,
-            "item": (item_id,),
-            "first": reason.items[:1],
-            "second": reason.items[1:],
-            "attribute": reason.attribute,
-            "shared": reason.shared,
-            "detail_attribute": reason.detail_attribute,
-            "detail": reason.detail,
-        }
-        return Example(self.name, row_id, values, (*reason.items, item_id))
+    def prompt(self, history: Sequence[str], item_id: str, row_id: str = "") -> Example:
+        """What serving renders with ``answer=False``: the recent history and the item to explain, without a reason."""
+        recent = tuple(history[-self.max_history :])
+        values: dict[str, Value] = {"history": recent, "item": (item_id,)}
+        return Example(self.name, row_id, values, truncated_items=len(history) - len(recent))
+
+
+def _with_reason(prompt: Example, reason: Reason, item_id: str) -> Example:
+    values: dict[str, Value] = {
+        **prompt.values,
+        "first": reason.items[:1],
+        "second": reason.items[1:],
+        "attribute": reason.attribute,
+        "shared": reason.shared,
+        "detail_attribute": reason.detail_attribute,
+        "detail": reason.detail,
+    }
+    return replace(prompt, values=values, target=(*reason.items, item_id))
 
 
 def value_frequencies(catalog: Catalog) -> Frequencies:

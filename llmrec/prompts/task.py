@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from llmrec.data.catalog import Catalog
+from llmrec.errors import InputError
 from llmrec.prompts.answers import Answer, AnswerReader
 
 Value = str | tuple[str, ...]
@@ -29,6 +30,8 @@ class Example:
     """Values of the template's variables; those of the answer may be left out in a prompt for serving."""
     target: Value = ()
     """What `Task.parse` makes of the gold answer."""
+    truncated_items: int = 0
+    """Oldest history items that the task left out of ``values["history"]``."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,12 @@ def chunks(length: int, window: int, context: int = 0) -> list[tuple[int, int, i
     all but the oldest) come before its first target.
 
     Raises:
-        ValueError: unless ``0 <= context < window``.
+        InputError: unless ``0 <= context < window``.
     """
     if not 0 <= context < window:
-        raise ValueError(f"context ({context}) must be at least 0 and below window ({window})")
+        raise InputError(
+            f"context={context} leaves no room for a target in window={window}", hint="keep context below window"
+        )
     found = []
     end = length
     while end > window:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -155,10 +155,15 @@ class NextItemChat(Task):
         for user, sequence in enumerate(sequences):
             short += len(sequence) < 2
             for place in choose_positions(len(sequence), self.per_user, f"{self.name}:{seed}:{user}"):
-                history = tuple(sequence[max(0, place - self.max_history) : place])
-                values: dict[str, Value] = {"history": history, "item": (sequence[place],)}
-                rows.append(Example(self.name, f"{self.name}:{user}:{place}", values, (sequence[place],)))
+                prompt = self.prompt(sequence[:place], f"{self.name}:{user}:{place}")
+                answer = (sequence[place],)
+                rows.append(replace(prompt, values={**prompt.values, "item": answer}, target=answer))
         return Examples(tuple(rows), {"users with fewer than 2 train items": short} if short else {})
+
+    def prompt(self, history: Sequence[str], row_id: str = "") -> Example:
+        """What serving renders with ``answer=False``: the recent history, without a target."""
+        recent = tuple(history[-self.max_history :])
+        return Example(self.name, row_id, {"history": recent}, truncated_items=len(history) - len(recent))
 
     def parse(self, answer: Answer, reader: AnswerReader) -> tuple[str, ...]:
         """The items with the answer's first SID: several only where items share one."""

@@ -220,9 +220,9 @@ def _printed_or_tested(tree: nodes.Template) -> Iterator[nodes.Name]:
     for output in tree.find_all(nodes.Output):
         for child in output.nodes:
             yield from _names(child, (nodes.CondExpr,))
-    for kind in (nodes.If, nodes.CondExpr):
-        for found in tree.find_all(kind):
-            yield from _names(found.test, (nodes.And, nodes.Or, nodes.Not))
+    conditions: list[nodes.If | nodes.CondExpr] = [*tree.find_all(nodes.If), *tree.find_all(nodes.CondExpr)]
+    for condition in conditions:
+        yield from _names(condition.test, (nodes.And, nodes.Or, nodes.Not))
 
 
 def _names(node: nodes.Node | None, through: tuple[type[nodes.Node], ...]) -> Iterator[nodes.Name]:
