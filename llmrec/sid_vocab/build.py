@@ -1,0 +1,91 @@
+"""From items to a `SIDTable` in one call: vectors, quantiser, collisions, report; or the user's own SIDs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+
+from llmrec.config import Config
+from llmrec.sid_vocab.collisions import CollisionConfig, resolve_collisions
+from llmrec.sid_vocab.embeddings import EmbeddingConfig, embed_items
+from llmrec.sid_vocab.index_json import IndexConfig, read_index_json
+from llmrec.sid_vocab.quantizer import QuantizerConfig, make_quantizer
+from llmrec.sid_vocab.report import HealthReport, health_report
+from llmrec.sid_vocab.table import SIDTable
+
+VERSION = 1  # raise it when the same config and inputs give another table, so that cached stages run anew
+
+
+class SIDConfig(Config):
+    """How items get their Semantic IDs."""
+
+    embeddings: EmbeddingConfig = Field(default_factory=EmbeddingConfig)
+    """What is quantised."""
+    quantizer: QuantizerConfig = Field(default_factory=QuantizerConfig)
+    """How it is quantised."""
+    collisions: CollisionConfig = Field(default_factory=CollisionConfig)
+    """What happens to items with equal codes."""
+    index: IndexConfig | None = None
+    """The user's own SIDs; the three groups above are then not used."""
+
+
+@dataclass(frozen=True)
+class BuiltTable:
+    """A table with what was seen while making it."""
+
+    table: SIDTable
+    report: HealthReport
+    vectors: np.ndarray | None
+    """(n_items, dim) float32 what was quantised, in the order of the table's rows; None for SIDs from a file."""
+
+
+def build_table(
+    config: SIDConfig,
+    item_ids: Sequence[str],
+    texts: Sequence[str],
+    behaviour: np.ndarray | None = None,
+    *,
+    titles: Sequence[str] | None = None,
+) -> BuiltTable:
+    """Build the table of `item_ids`, in this row order; deterministic for a config and its inputs.
+
+    Args:
+        config: the ``sid_vocab`` part of a recipe.
+        item_ids: (n_items,) all catalogue items.
+        texts: (n_items,) what the encoder reads.
+        behaviour: (n_items, size) behaviour vectors in the same order, fitted on train alone; zero rows for items
+            without train events. Needed where ``embeddings.behaviour_weight`` is above 0.
+        titles: (n_items,) what the report calls the items; default the texts.
+
+    Raises:
+        DataError: vectors, texts or SIDs that cannot be used, with every problem.
+        InputError: files that cannot be read, or codebooks that do not fit the catalogue.
+    """
+    titles = texts if titles is None else titles
+    if config.index is not None:
+        given = read_index_json(config.index, item_ids)
+        table = SIDTable(
+            item_ids=tuple(item_ids),
+            codes=given.codes,
+            codebook_sizes=given.codebook_sizes,
+            has_suffix=config.index.has_suffix,
+        )
+        return BuiltTable(table, health_report(table, titles, notes=given.notes), None)
+
+    embedded = embed_items(config.embeddings, item_ids, texts, behaviour)
+    fitted = make_quantizer(config.quantizer).fit(embedded.vectors)
+    resolved = resolve_collisions(
+        fitted.encode(embedded.vectors), tuple(len(book) for book in fitted.codebooks), config.collisions
+    )
+    table = SIDTable(
+        item_ids=tuple(item_ids),
+        codes=resolved.codes,
+        codebook_sizes=resolved.codebook_sizes,
+        has_suffix=resolved.has_suffix,
+        codebooks=fitted.codebooks,
+    )
+    report = health_report(table, titles, vectors=embedded.vectors, quantizer=fitted, notes=embedded.notes)
+    return BuiltTable(table, report, embedded.vectors)

@@ -1,0 +1,72 @@
+"""Items with equal codes: a suffix level tells them apart (TIGER, Rajput et al. 2023, section 3.1), or they share.
+
+The suffix is there for all items, so that every SID has the same length. Departure from TIGER: it has spare codes, so
+that tomorrow's collisions need no new token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from llmrec.config import Config
+from llmrec.errors import InputError
+
+
+class CollisionConfig(Config):
+    """What to do with items that the quantiser gives the same codes."""
+
+    strategy: Literal["suffix", "share"] = "suffix"
+    """``suffix`` adds a level that numbers them; ``share`` lets them have one SID (and one place in a ranking)."""
+    suffix_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Codes of the suffix level; ``auto``: the power of two that holds the biggest bucket and `spare`."""
+    spare: float = Field(default=0.5, ge=0)
+    """With ``auto``: room for new items, as a share of the biggest bucket (0.5: half as many again)."""
+
+
+@dataclass(frozen=True)
+class ResolvedCodes:
+    """Codes after the strategy."""
+
+    codes: np.ndarray
+    """(n_items, num_levels) int32; distinct rows where `has_suffix`."""
+    codebook_sizes: tuple[int, ...]
+    has_suffix: bool
+
+
+def resolve_collisions(codes: np.ndarray, codebook_sizes: tuple[int, ...], config: CollisionConfig) -> ResolvedCodes:
+    """Apply the strategy to (n_items, num_levels) codes; inside a bucket, suffixes count 0, 1, 2, ... in row order.
+
+    Raises:
+        InputError: `suffix_size` is smaller than the biggest bucket.
+    """
+    if config.strategy == "share":
+        return ResolvedCodes(codes.astype(np.int32), codebook_sizes, has_suffix=False)
+    suffix = number_in_bucket(codes)
+    biggest = int(suffix.max()) + 1
+    if config.suffix_size == "auto":
+        size = 2 ** max(1, math.ceil(math.log2(biggest * (1 + config.spare))))
+    else:
+        size = config.suffix_size
+    if size < biggest:
+        raise InputError(
+            f"suffix_size {size} cannot tell {biggest} items with the same codes apart.",
+            hint=f"set suffix_size to at least {biggest} (or auto), or raise codebook_size",
+        )
+    together = np.concatenate([codes, suffix[:, None]], axis=1).astype(np.int32)
+    return ResolvedCodes(together, (*codebook_sizes, size), has_suffix=True)
+
+
+def number_in_bucket(codes: np.ndarray) -> np.ndarray:
+    """(n_items,) int64: how many earlier rows have the same codes."""
+    order = np.lexsort(codes.T[::-1])  # stable: equal rows stay in row order
+    new = np.ones(len(codes), bool)
+    new[1:] = np.any(np.diff(codes[order], axis=0), axis=1)
+    positions = np.arange(len(codes))
+    numbers = np.empty(len(codes), np.int64)
+    numbers[order] = positions - np.maximum.accumulate(np.where(new, positions, 0))
+    return numbers
