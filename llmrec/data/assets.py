@@ -156,7 +156,7 @@ def resolve_asset(reference: str, *, kind: Kind) -> str | Path:
             raise InputError(f"{reference} is {_NOUNS[asset.kind]}, not {_NOUNS[kind]}", hint=f"there is {suited}")
         return fetch(asset)
     path = Path(reference).expanduser()
-    if path.exists():
+    if reference.strip() and path.exists():
         return path
     if not _HUB_ID.fullmatch(reference):
         raise InputError(
