@@ -30,7 +30,20 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """YAML 1.2 floats: ``1e-3`` is a number, as everybody who writes a learning rate expects."""
+    """YAML 1.2 floats (``1e-3`` is a number, as everybody who writes a learning rate expects), no key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a repeated key: PyYAML would silently keep the last one."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _RecipeLoader.add_implicit_resolver(
@@ -52,6 +65,8 @@ def parse_yaml(text: str, *, source: str) -> Any:
         mark = error.problem_mark
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         raise InputError(f"{place} is not valid YAML: {error.problem}", hint="check indentation and quotes") from error
+    except yaml.YAMLError as error:  # characters that YAML does not allow
+        raise InputError(f"{source} is not valid YAML: {error}", hint="is it a text file?") from error
 
 
 def apply_overrides(recipe: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -64,7 +79,7 @@ def apply_overrides(recipe: Mapping[str, Any], overrides: Sequence[str]) -> dict
     problems: list[str] = []
     for word in overrides:
         key, equals, value = word.partition("=")
-        if not equals or not key.strip():
+        if not equals or not all(part.strip() for part in key.split(".")):
             problems.append(f"{word!r} is not of the form key=value")
             continue
         node = result
@@ -103,9 +118,18 @@ def build_config(cls: type[ConfigT], values: Mapping[str, Any], *, source: str) 
 
 def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
     """Read a YAML file, apply `overrides` and validate; see `build_config` for what raises."""
-    values = parse_yaml(path.read_text(encoding="utf-8"), source=str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start})", hint="save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}", hint="`llmrec recipes ls` lists recipes"
+        ) from error
+    values = parse_yaml(text, source=str(path))
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds {type(values).__name__}, not a mapping of settings")
+        kind = {"list": "a list", "NoneType": "nothing", "str": "text"}.get(type(values).__name__, "a single value")
+        raise InputError(f"{path} holds {kind}, not a mapping of settings")
     return build_config(cls, apply_overrides(values, overrides), source=path.name)
 
 
