@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
@@ -206,14 +206,21 @@ def _text_problems(place: str, source: str, allowed: Collection[str], answers: C
     except TemplateSyntaxError as error:
         yield f"{place}: line {error.lineno}: {error.message}"
         return
-    for name in sorted(meta.find_undeclared_variables(tree) - set(allowed)):
+    unknown = sorted(meta.find_undeclared_variables(tree) - set(allowed))
+    for name in unknown:
         if name in answers:
             yield f"{place}: {name!r} is part of the answer; the prompt would give it away"
         else:
             yield f"{place}: unknown variable {name!r}; {_near(name, allowed)}"
     plain = {id(name) for name in _printed_or_tested(tree)}
-    for name in sorted({node.name for node in tree.find_all(nodes.Name) if id(node) not in plain} & set(allowed)):
+    misused = sorted({node.name for node in tree.find_all(nodes.Name) if id(node) not in plain} & set(allowed))
+    for name in misused:
         yield f"{place}: {name!r} may be printed or tested with if, not filtered, combined or assigned"
+    if not unknown and not misused:
+        try:
+            compile_text(source, dict.fromkeys(allowed, True))
+        except TemplateError as error:  # what only shows in rendering, such as a step outside the sandbox
+            yield f"{place}: {error}"
 
 
 def _printed_or_tested(tree: nodes.Template) -> Iterator[nodes.Name]:

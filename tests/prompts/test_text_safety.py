@@ -57,10 +57,8 @@ def test_a_hostile_title_is_only_text_in_a_row(world: Any, title: str) -> None:
 def test_a_saved_and_loaded_tokenizer_gives_the_same_ids(
     world: Any, templates: Any, tmp_path: Any, catalog: Any
 ) -> None:
-    from transformers import AutoTokenizer
-
     world.tokenizer.save_pretrained(tmp_path)
-    reloaded = Renderer(AutoTokenizer.from_pretrained(tmp_path), world.table, templates)
+    reloaded = Renderer(type(world.tokenizer).from_pretrained(tmp_path), world.table, templates)
     for text in HOSTILE:
         assert reloaded.codec.text(text) == world.renderer.codec.text(text)
     example = NextItemChat().examples(catalog, [["1", "2", "3"]], 0).rows[0]
