@@ -61,6 +61,7 @@ def test_popularity_on_games(games) -> None:
     assert np.round(filtered_test(games, "popularity"), 4).tolist() == [0.0183, 0.0099]
 
 
+@pytest.mark.slow
 def test_itemknn_and_ease_on_games(games) -> None:
     """Standard error of Recall@10 .005; settings were tuned on valid, ours are the defaults."""
     np.testing.assert_allclose(filtered_test(games, "itemknn"), [0.1182, 0.0619], atol=0.005)
