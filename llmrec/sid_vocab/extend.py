@@ -150,7 +150,13 @@ def _title_ids(
         raise InputError(
             "init='title_mean' needs the items' texts.", hint="pass item_texts={item id: title}, or use init='mean'"
         )
-    return TextCodec(tokenizer, tokens).encode_batch([item_texts.get(item_id, "") for item_id in table.item_ids])
+    title_ids = TextCodec(tokenizer, tokens).encode_batch([item_texts.get(item, "") for item in table.item_ids])
+    if not any(title_ids):
+        raise InputError(
+            f"item_texts has no text for any of the {table.num_items} items of the SID table.",
+            hint="key it by the table's item ids, or use init='mean'",
+        )
+    return title_ids
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str], first: int) -> list[int]:

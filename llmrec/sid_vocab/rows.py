@@ -29,8 +29,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from llmrec.errors import InputError
-
 if TYPE_CHECKING:
     import torch
 
@@ -63,13 +61,11 @@ def initial_rows(
     Args:
         base: (number of base tokens, hidden size) rows of tokens that exist; spare rows left out.
         table: the SIDs.
-        title_ids: per row of the table the token ids of its text, empty for none; only ``title_mean`` reads them.
+        title_ids: per row of the table the token ids of its text, empty for none. Only ``title_mean`` reads them, and
+            at least one must have some.
         init: ``title_mean``, ``mean`` (Hewitt 2021: all rows at the mean of the base rows) or ``random`` (normal, with
             the typical norm of a base row).
         seed: of the noise.
-
-    Raises:
-        InputError: ``title_mean`` and no item has a text.
     """
     import torch
 
@@ -93,15 +89,13 @@ def _title_rows(
     import torch
 
     means, shared = code_means(base, table, title_ids)
-    # Deviations are about orthogonal to the shared part, so this is the length that brings a row to the typical norm;
-    # half of it is kept where the shared part alone is that long.
-    spread = max(typical_norm**2 - float(shared.norm()) ** 2, typical_norm**2 / 4) ** 0.5
-    rows = []
-    for deviations in torch.split(means - shared, list(table.codebook_sizes)):
-        norms = deviations.norm(dim=1)
-        used = norms[norms > 1e-6 * typical_norm]
-        rows.append(shared + deviations * (spread / float(used.median()) if len(used) else 1.0))
-    return torch.cat(rows)
+    deviations = means - shared
+    norms = deviations.norm(dim=1, keepdim=True)
+    # Deviations are about orthogonal to the shared part, so this length brings a row to the typical norm; half of that
+    # norm where the shared part alone is as long.
+    length = max(typical_norm**2 - float(shared.norm()) ** 2, typical_norm**2 / 4) ** 0.5
+    # Codes without items, or with all items, have no direction of their own and stay at the shared part.
+    return shared + torch.where(norms > 1e-6 * typical_norm, deviations * (length / norms.clamp(min=1e-12)), 0.0)
 
 
 def code_means(
@@ -117,11 +111,6 @@ def code_means(
 
     lengths = np.array([len(ids) for ids in title_ids])
     with_text = np.flatnonzero(lengths)
-    if not len(with_text):
-        raise InputError(
-            "No item of the SID table has a text to initialise its tokens from.",
-            hint="check that item_texts is keyed by the table's item ids, or use init='mean'",
-        )
     hidden = base.shape[1]
     offsets = np.concatenate([[0], np.cumsum(table.codebook_sizes)[:-1]])
     sums = torch.zeros(table.num_tokens, hidden, dtype=torch.float64)
