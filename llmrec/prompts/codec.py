@@ -54,6 +54,7 @@ class SegmentCodec:
         self._full = Tokenizer.from_str(json.dumps(state))
         text_codec = TextCodec(PreTrainedTokenizerFast(tokenizer_object=self._full), sid_tokens)
         self._text = lru_cache(maxsize=65_536)(lambda text: tuple(text_codec.encode(text)))  # titles come again
+        self._role = lru_cache(maxsize=1024)(lambda text: tuple(self._full.encode(text, add_special_tokens=False).ids))
         self.bos_ids = text_codec.bos_ids
         self.eos_id: int | None = tokenizer.eos_token_id
         self.eos_token: str | None = tokenizer.eos_token
@@ -67,7 +68,7 @@ class SegmentCodec:
 
     def role(self, text: str) -> tuple[int, ...]:
         """Ids of chat-template text, in which control tokens are recognised. Never for text of items or users."""
-        return tuple(self._full.encode(text, add_special_tokens=False).ids)
+        return self._role(text)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The characters of `token_ids`, a leading space included: the inverse of `text` for a lossless tokenizer."""

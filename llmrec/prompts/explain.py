@@ -75,6 +75,10 @@ class Explain(Task):
         """The items that the explanation names, once each, in order of appearance."""
         return tuple(dict.fromkeys(ids[0] for ids in reader.items(answer) if ids))
 
+    def accepts(self, answer: Answer, example: Example, reader: AnswerReader) -> bool:
+        """Whether the answer names the same items; phrasings differ in their order."""
+        return set(self.parse(answer, reader)) == set(example.target)
+
     def prompt(self, history: Sequence[str], item_id: str, row_id: str = "") -> Example:
         """What serving renders with ``answer=False``: the recent history and the item to explain, without a reason."""
         recent = tuple(history[-self.max_history :])

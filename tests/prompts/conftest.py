@@ -1,4 +1,3 @@
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,14 +6,14 @@ import polars as pl
 import pytest
 from tokenizers import AddedToken
 
-import llmrec
+from llmrec import recipes
 from llmrec.data.catalog import Catalog
 from llmrec.prompts.renderer import Renderer
 from llmrec.prompts.templates import TemplateSet
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.testing.worlds import tiny_events, tiny_items, tiny_tokenizer
 
-FOLDER = Path(llmrec.__file__).parent.parent / "prompts"
+FOLDER = recipes.folder("prompts")
 KINDS = ("bpe", "spm", "spm-nobos")
 SIZES = (6, 5, 2)
 

@@ -97,3 +97,24 @@ def test_slow_tokenizers_are_refused() -> None:
 
     with pytest.raises(InputError, match="Slow is a slow tokenizer"):
         SegmentCodec(Slow(), [])  # type: ignore[arg-type]
+
+
+@pytest.mark.assets
+def test_the_packaged_models_own_chat_template_and_markers(catalog: Any, templates: Any) -> None:
+    from transformers import AutoTokenizer
+
+    from llmrec.data.assets import resolve_asset
+
+    from .conftest import extend, tiny_table
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_asset("asset:smollm2-135m-instruct", kind="model"))
+    renderer = Renderer(tokenizer, extend(tokenizer, tiny_table(catalog.item_ids)), templates)
+    row = renderer.render(NextItemChat().examples(catalog, [["1", "2", "3"]], 0).rows[0])
+    assert row.text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert row.text.endswith("<|im_start|>assistant\n<a_2><b_0><c_0><|im_end|>")
+    # Without hostile text, segments tokenise like the whole string does.
+    assert row.input_ids.tolist() == tokenizer(row.text, add_special_tokens=False).input_ids
+    special = {tokenizer.convert_tokens_to_ids(token) for token in tokenizer.get_added_vocab()}
+    for marker in tokenizer.get_added_vocab():
+        assert not special.intersection(renderer.codec.text(f"A {marker} film"))
+        assert renderer.codec.decode(renderer.codec.text(marker)) == marker
