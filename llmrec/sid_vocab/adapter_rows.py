@@ -32,6 +32,8 @@ def trainable_rows_config(model: PreTrainedModel, table: SIDTable) -> dict[str, 
         InputError: the table has no token ids, or the head has a bias (PEFT 0.21 drops it where it trains head rows).
         MismatchError: the model has no rows for the table's tokens.
     """
+    from torch import nn
+
     if table.token_ids is None:
         raise InputError("This SID table has no token ids yet.", hint="use the table that extend_vocabulary returned")
     ids = np.sort(np.concatenate(table.token_ids)).tolist()
@@ -46,7 +48,7 @@ def trainable_rows_config(model: PreTrainedModel, table: SIDTable) -> dict[str, 
         trained = [embedding]
     else:
         trained = [embedding, head]
-    if getattr(head, "bias", None) is not None:
+    if isinstance(head, nn.Linear) and head.bias is not None:
         raise InputError(
             f"The output head of {type(model).__name__} has a bias, which PEFT drops where it trains rows of a head.",
             hint="train the rows in a full or merged model instead (flow A)",
