@@ -21,6 +21,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module, one line for --help); --help keeps this order
     "recipes": ("llmrec.cli.recipes", "List, print, copy and check recipes."),
     "data": ("llmrec.cli.data", "Look at a data set before training on it."),
+    "recommend": ("llmrec.cli.recommend", "The next items for a history, or for a file of users."),
+    "explain": ("llmrec.cli.explain", "Why an item fits a history, in the model's words."),
+    "inspect": ("llmrec.cli.inspect", "What a checkpoint is and where it comes from."),
     "assets": ("llmrec.cli.assets", "Packaged models and data for machines that reach no hub."),
     "bench": ("llmrec.cli.bench", "Measure llmrec beside its peers and check the targets."),
     "doctor": ("llmrec.cli.doctor", "What this machine can run, and what to do about what is missing."),

@@ -1,0 +1,102 @@
+"""Why an item was recommended, in the model's own words, checked against the catalogue.
+
+The model answers the chat prompt of the task ``explain`` greedily and without constraint. Items appear in the answer as
+SIDs and become titles here. What is then left to check is counted, not hidden: SIDs that no item has, and titles that
+the words name in quotes and the catalogue lacks. Titles named without quotes cannot be told from other words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmrec.prompts.answers import Part
+from llmrec.prompts.explain import Explain
+from llmrec.prompts.renderer import Renderer
+from llmrec.prompts.segments import Rendered
+
+MAX_NEW_TOKENS = 80
+_QUOTED = re.compile(r"\"([^\"\n]{2,}?)\"|“([^”\n]{2,}?)”|«([^»\n]{2,}?)»|„([^“”\n]{2,}?)[“”]")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the model says and what of it can be held against it."""
+
+    item_id: str
+    text: str
+    """The answer, SIDs replaced by quoted titles."""
+    named_items: tuple[str, ...]
+    """Items that the answer names by their SID, in order of appearance."""
+    named_titles_unknown: tuple[str, ...]
+    """Titles that the answer's words name in quotes and the catalogue lacks."""
+    unknown_sids: tuple[str, ...]
+    """SIDs in the answer that no item has, or that are incomplete."""
+    finished: bool
+    """The model ended its answer; False where it was cut off."""
+    unknown_items: tuple[str, ...] = ()
+    """History items that have no SID and were skipped."""
+
+
+def explanation_prompt(renderer: Renderer, history: Sequence[str], item_id: str, max_length: int) -> Rendered:
+    """The explain task's chat without its answer."""
+    return renderer.render(Explain().prompt(history, item_id), answer=False, max_length=max_length)
+
+
+def generate_answer(model: Any, prompt: Sequence[int], stop_ids: Sequence[int], max_new_tokens: int) -> list[int]:
+    """Greedy continuation of `prompt`, the stop token included where the model gave one."""
+    import torch
+
+    ids = torch.as_tensor([list(prompt)], dtype=torch.int64, device=model.device)
+    with torch.no_grad():
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stop_ids),
+            pad_token_id=stop_ids[0],
+        )
+    answer: list[int] = output[0, ids.shape[1] :].tolist()
+    return answer
+
+
+def read_explanation(
+    parts: Sequence[Part], item_id: str, history: Sequence[str], titles: dict[str, str], *, finished: bool
+) -> Explanation:
+    """Turn an answer's parts into text for people, and check it.
+
+    Args:
+        parts: `AnswerReader.parts` of the answer.
+        item_id: the explained item; where items share a SID, it and the history go first.
+        history: what the prompt showed.
+        titles: title by item id, of all items.
+        finished: whether the answer ended by itself.
+    """
+    spelled, named, unknown_sids, quoted = [], [], [], []
+    for part in parts:
+        if not part.is_sid:
+            spelled.append(part.text)
+            quoted += [next(filter(None, groups)).strip(" .,;:!?") for groups in _QUOTED.findall(part.text)]
+        elif part.item_ids:
+            meant = _meant(part.item_ids, (item_id, *history))
+            named.append(meant)
+            spelled.append(f" “{titles[meant]}”" if spelled and spelled[-1][-1:].isalnum() else f"“{titles[meant]}”")
+        else:
+            unknown_sids.append(part.text)
+            spelled.append(part.text)
+    known = {title.casefold() for title in titles.values()}
+    return Explanation(
+        item_id=item_id,
+        text=" ".join("".join(spelled).split()),
+        named_items=tuple(dict.fromkeys(named)),
+        named_titles_unknown=tuple(dict.fromkeys(title for title in quoted if title.casefold() not in known)),
+        unknown_sids=tuple(unknown_sids),
+        finished=finished,
+    )
+
+
+def _meant(candidates: Sequence[str], preferred: Collection[str]) -> str:
+    return next((item_id for item_id in candidates if item_id in preferred), candidates[0])

@@ -1,0 +1,71 @@
+"""What a recommender answers: items with title, SID and log-probability, and what a user should know about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from llmrec.decode.result import Normalise
+
+Search = Literal["beam", "exact"]
+"""``beam``: a beam of `num_beams`; ``exact``: the true top-k, at a higher and varying cost."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One recommended item."""
+
+    item_id: str
+    title: str
+    sid: str
+    """Readable: ``<a_12><b_7><c_200>``."""
+    score: float
+    """Log-probability of the SID after the history, normalised as `Recommendations.normalise` says."""
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """The answer for one history; iterating gives the items, best first."""
+
+    items: tuple[Recommendation, ...]
+    search: Search
+    normalise: Normalise
+    num_beams: int
+    """Width of the beam; 0 for an exact search."""
+    unknown_items: tuple[str, ...]
+    """History items that have no SID and were skipped, in order, with repeats."""
+    truncated_items: int
+    """Oldest history items beyond the window that the prompt leaves out; they are excluded all the same."""
+    notes: tuple[str, ...]
+    """What a user should know, in words: skipped items, fewer items than asked for."""
+
+    def __iter__(self) -> Iterator[Recommendation]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def notes(
+    unknown_items: tuple[str, ...], history_length: int, found: int, wanted: int, num_items: int
+) -> tuple[str, ...]:
+    """What to tell a user about an answer.
+
+    Args:
+        unknown_items: history items without a SID.
+        history_length: items of the history.
+        found: items returned.
+        wanted: items asked for.
+        num_items: items of the catalogue.
+    """
+    lines = []
+    if unknown_items:
+        shown = ", ".join(unknown_items[:5]) + (" …" if len(unknown_items) > 5 else "")
+        lines.append(f"{len(unknown_items)} of {history_length} history items have no SID and were skipped: {shown}")
+    if found < wanted:
+        lines.append(
+            f"k={wanted} is more than there is: these are all {found} of {num_items} items that are neither excluded "
+            "nor retired"
+        )
+    return tuple(lines)

@@ -1,0 +1,269 @@
+"""`Recommender`: a checkpoint put to use: recommend, score, explain.
+
+    recommender = Recommender.load("runs/quickstart/checkpoint")
+    for item in recommender.recommend(["50", "181"], k=5):
+        print(item.title, item.score)
+
+Prompts come from `Renderer.sequence` alone, with the window that the card names: the ids that training and evaluation
+used. Items are ordered by the model's log-probability and by nothing else; the search cannot name an item that does not
+exist, is retired or is excluded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmrec.checkpoint import Checkpoint
+from llmrec.data.catalog import Catalog
+from llmrec.decode.result import NORMALISATIONS, Normalise, SearchResult
+from llmrec.decode.trie import SIDTrie
+from llmrec.errors import InputError
+from llmrec.explanation import MAX_NEW_TOKENS, Explanation, explanation_prompt, generate_answer, read_explanation
+from llmrec.models import DTypeName
+from llmrec.prompts.segments import Rendered
+from llmrec.recommendation import Recommendation, Recommendations, Search, notes
+from llmrec.sid_vocab.table import ACTIVE, SIDTable
+from llmrec.title_match import TitleMatcher
+
+if TYPE_CHECKING:
+    from llmrec.decode.searcher import Searcher
+
+
+class Recommender:
+    """Recommends with a checkpoint and its model.
+
+    Args:
+        checkpoint: verified by `Checkpoint.load`.
+        model: the full (merged) model; by default loaded from the checkpoint.
+        batch_size: histories searched together.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: Any = None, *, batch_size: int = 16) -> None:
+        self.checkpoint = checkpoint
+        self.model = checkpoint.load_model() if model is None else model
+        self.batch_size = batch_size
+        self.renderer = checkpoint.renderer
+        table = checkpoint.table
+        self._active: np.ndarray = table.status == ACTIVE
+        self._trie = SIDTrie.build(table.codes, table.codebook_sizes, self._active)
+        self._searchers: dict[Normalise, Searcher] = {}
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: DTypeName = "auto",
+        table: SIDTable | None = None,
+        catalog: Catalog | None = None,
+        batch_size: int = 16,
+    ) -> Recommender:
+        """Load a checkpoint folder, onto a GPU where there is one.
+
+        Args:
+            folder: what training wrote.
+            dtype: see `llmrec.models.DTypeName`.
+            table: a descendant of the checkpoint's SID table, with items added or retired since.
+            catalog: the catalogue with the titles of added items.
+            batch_size: histories searched together.
+
+        Raises:
+            LLMRecError: as `Checkpoint.load` and `Checkpoint.load_model` raise.
+        """
+        import torch
+
+        checkpoint = Checkpoint.load(Path(folder), table=table, catalog=catalog)
+        model: Any = checkpoint.load_model(dtype)
+        return cls(checkpoint, model.to("cuda") if torch.cuda.is_available() else model, batch_size=batch_size)
+
+    # -- recommending --------------------------------------------------------------------------------------------
+
+    def recommend(
+        self,
+        history: Sequence[str],
+        k: int = 10,
+        *,
+        exclude: Sequence[str] = (),
+        exclude_history: bool = True,
+        num_beams: int | None = None,
+        search: Search = "beam",
+        normalise: Normalise | None = None,
+    ) -> Recommendations:
+        """The k most probable next items.
+
+        Args:
+            history: item ids, oldest first. Items without a SID are skipped and counted. An empty history is allowed:
+                the answer is then what the model expects of anybody, much like popularity.
+            k: items wanted; where fewer are left, all of them come back and a note says so.
+            exclude: further item ids that may not be returned; unknown ones are harmless.
+            exclude_history: whether items of the history (all of it, not only the window) may not be returned.
+            num_beams: beam width, by default the card's and at least k.
+            search: see `Search`.
+            normalise: by default the card's.
+
+        Raises:
+            InputError: k < 1, num_beams < k, or a history of unknown items only (with near misses).
+        """
+        return self.recommend_many(
+            [history],
+            k,
+            exclude=exclude,
+            exclude_history=exclude_history,
+            num_beams=num_beams,
+            search=search,
+            normalise=normalise,
+        )[0]
+
+    def recommend_many(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        exclude: Sequence[str] = (),
+        exclude_history: bool = True,
+        num_beams: int | None = None,
+        search: Search = "beam",
+        normalise: Normalise | None = None,
+    ) -> list[Recommendations]:
+        """`recommend` for many histories, batched; `exclude` applies to each of them."""
+        if k < 1:
+            raise InputError(f"k={k} asks for no item.", hint="ask for at least 1")
+        prompts = [self.prompt(history) for history in histories]
+        living = int(self._active.sum())
+        top_k = min(k, living)
+        beams = max(self.checkpoint.card.serving.num_beams, top_k) if num_beams is None else num_beams
+        normalise = normalise or self.checkpoint.card.serving.normalise
+        if not histories or not living:
+            results = [_nothing(normalise)] * len(histories)
+        else:
+            everywhere = self._rows(exclude)
+            excluded = [
+                np.concatenate([everywhere, self._rows(history)]) if exclude_history else everywhere
+                for history in histories
+            ]
+            ids = [prompt.input_ids for prompt in prompts]
+            searcher = self.searcher(normalise)
+            if search == "exact":
+                results = searcher.exact(ids, top_k=top_k, excluded=excluded)
+            else:
+                results = searcher.beam(ids, num_beams=min(beams, living), top_k=top_k, excluded=excluded)
+        width = 0 if search == "exact" else beams
+        return [
+            self._answer(history, prompt, result, k, search, width)
+            for history, prompt, result in zip(histories, prompts, results, strict=True)
+        ]
+
+    def score(
+        self, history: Sequence[str], item_ids: Sequence[str], *, normalise: Normalise | None = None
+    ) -> np.ndarray:
+        """Log-probabilities of given items after a history, for re-ranking: (len(item_ids),) float64 in their order.
+
+        Raises:
+            InputError: an item has no SID (with near misses), or a history of unknown items only.
+        """
+        self.titles.require_known(item_ids)
+        if not len(item_ids):
+            return np.zeros(0)
+        searcher = self.searcher(normalise or self.checkpoint.card.serving.normalise)
+        return searcher.score([self.prompt(history).input_ids], [self._rows(item_ids)])[0]
+
+    def explain(self, history: Sequence[str], item_id: str, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Explanation:
+        """Why `item_id` fits `history`, in the model's words, checked against the catalogue (see `Explanation`).
+
+        Raises:
+            InputError: the item has no SID, or a history that is empty or of unknown items only.
+        """
+        self.titles.require_known([item_id])
+        unknown = self._unknown(history)
+        if len(unknown) == len(history):
+            self._require_some_known(history)
+            raise InputError("There is no history to explain from.", hint="give at least one item")
+        prompt = explanation_prompt(self.renderer, history, item_id, self.checkpoint.card.serving.max_length)
+        tokenizer = self.checkpoint.tokenizer
+        stop_ids = [tokenizer.eos_token_id, *(i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id)]
+        answer = generate_answer(self.model, prompt.input_ids.tolist(), stop_ids, max_new_tokens)
+        finished = bool(answer) and answer[-1] in stop_ids
+        titles = {known: self.titles.title(known) for known in self.checkpoint.table.item_ids}
+        parts = self.renderer.reader.parts(answer)
+        explanation = read_explanation(parts, item_id, history, titles, finished=finished)
+        return replace(explanation, unknown_items=unknown)
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def prompt(self, history: Sequence[str]) -> Rendered:
+        """The serving prompt of a history. Raises InputError for a history of unknown items only."""
+        self._require_some_known(history)
+        serving = self.checkpoint.card.serving
+        return self.renderer.sequence(history, targets="none", window=serving.window, max_length=serving.max_length)
+
+    def searcher(self, normalise: Normalise) -> Searcher:
+        """The search over this checkpoint's living items, made once per normalisation."""
+        from llmrec.decode.searcher import Searcher
+
+        if normalise not in NORMALISATIONS:
+            raise InputError(f"normalise={normalise!r} is unknown.", hint=f"one of {', '.join(NORMALISATIONS)}")
+        if normalise not in self._searchers:
+            token_ids = self.checkpoint.table.token_ids or ()
+            self._searchers[normalise] = Searcher(
+                self.model, self._trie, token_ids, normalise=normalise, batch_size=self.batch_size
+            )
+        return self._searchers[normalise]
+
+    def knows_any(self, history: Sequence[str]) -> bool:
+        """Whether a history is empty or has an item with a SID: what `recommend` needs."""
+        return not history or len(self._unknown(history)) < len(history)
+
+    @cached_property
+    def titles(self) -> TitleMatcher:
+        """Titles by id, and ids by what people type."""
+        return TitleMatcher(self.checkpoint.catalog, self.checkpoint.table.item_ids)
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.checkpoint.table.item_ids)
+
+    def _unknown(self, history: Sequence[str]) -> tuple[str, ...]:
+        return tuple(item_id for item_id in history if item_id not in self._known)
+
+    def _require_some_known(self, history: Sequence[str]) -> None:
+        if not self.knows_any(history):
+            shown = ", ".join(map(repr, history[:5])) + (" …" if len(history) > 5 else "")
+            raise InputError(
+                f"None of the {len(history)} history items has a SID in this checkpoint: {shown}.",
+                hint=self.titles.near_misses(history[-1]),
+            )
+
+    def _rows(self, item_ids: Sequence[str]) -> np.ndarray:
+        rows = [self.checkpoint.table.row(item_id) for item_id in item_ids if item_id in self._known]
+        return np.array(rows, dtype=np.int64)
+
+    def _answer(
+        self, history: Sequence[str], prompt: Rendered, result: SearchResult, k: int, search: Search, num_beams: int
+    ) -> Recommendations:
+        table = self.checkpoint.table
+        ids = [table.item_ids[row] for row in result.items]
+        items = tuple(
+            Recommendation(item_id, self.titles.title(item_id), table.text(item_id), float(score))
+            for item_id, score in zip(ids, result.scores, strict=True)
+        )
+        unknown = self._unknown(history)
+        return Recommendations(
+            items=items,
+            search=search,
+            normalise=result.normalise,
+            num_beams=num_beams,
+            unknown_items=unknown,
+            truncated_items=prompt.truncated_items,
+            notes=notes(unknown, len(history), len(items), k, table.num_items),
+        )
+
+
+def _nothing(normalise: Normalise) -> SearchResult:
+    none = np.zeros(0, np.int64)
+    return SearchResult(none, np.zeros(0), none, (), normalise, 0)
