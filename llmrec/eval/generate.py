@@ -29,6 +29,7 @@ from llmrec.prompts.renderer import Renderer
 from llmrec.sid_vocab.table import ACTIVE, LEVEL_LETTERS, SIDTable
 
 if TYPE_CHECKING:
+    from llmrec.checkpoint import Checkpoint
     from llmrec.decode.searcher import Searcher
 
 SID_CUTOFFS = (1, 5, 10, 20)
@@ -60,6 +61,21 @@ class Generator:
         self.window = window
         self.max_length = max_length
         self.label = label
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint, *, label: str = "model") -> Generator:
+        """With the checkpoint's weights, table, templates and serving settings."""
+        from llmrec.decode.searcher import Searcher
+        from llmrec.decode.trie import SIDTrie
+
+        table, serving = checkpoint.table, checkpoint.card.serving
+        searcher = Searcher(
+            checkpoint.load_model(),
+            SIDTrie.build(table.codes, table.codebook_sizes),
+            table.token_ids or (),
+            normalise=serving.normalise,
+        )
+        return cls(searcher, checkpoint.renderer, window=serving.window, max_length=serving.max_length, label=label)
 
     def rank(self, dataset: Dataset, judged: Judged, config: EvalConfig, progress: Progress) -> RankedUsers:
         """See `rank_with_model`."""
