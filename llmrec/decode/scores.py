@@ -9,10 +9,12 @@ rows of the level. Legal children are gathered before any top-k, so that no beam
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 
 from llmrec.decode.result import NORMALISATIONS, Normalise
@@ -21,6 +23,18 @@ from llmrec.errors import InputError, LLMRecError
 
 # Logits of the whole vocabulary are made for at most this many elements at a time (64 MB in fp32).
 _MAX_LOGITS = 1 << 24
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """Some rows of an LM head: (tokens, hidden) weights and (tokens,) biases, if there are any."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def slice(self, start: int, end: int) -> HeadRows:
+        """The rows from `start` up to `end`."""
+        return HeadRows(self.weight[start:end], None if self.bias is None else self.bias[start:end])
 
 
 class LMHead:
@@ -43,9 +57,11 @@ class LMHead:
         self._factor = (settings.get("logit_scale") or 1.0) / (settings.get("logits_scaling") or 1.0)
         self._check(model)
 
-    @torch.no_grad()
     def logits(self, states: Tensor, token_ids: Tensor | None = None) -> Tensor:
-        """(n, tokens) float32 logits of (n, hidden) states: of `token_ids`, or of the whole vocabulary if None."""
+        """(n, tokens) float32 logits of (n, hidden) states: of `token_ids`, or of the whole vocabulary if None.
+
+        Gradients flow where they are enabled.
+        """
         if token_ids is None:
             raw = self._head(states)
         elif type(self._head) is nn.Linear:
@@ -53,6 +69,30 @@ class LMHead:
             raw = nn.functional.linear(states, self._head.weight[token_ids], None if bias is None else bias[token_ids])
         else:  # wrapped by an adapter: only the wrapper knows its rows
             raw = self._head(states)[:, token_ids]
+        return self._finished(raw)
+
+    def rows(self, token_ids: Tensor) -> HeadRows:
+        """The head's rows of some tokens, gathered once: training goes through them several times a step.
+
+        Raises:
+            InputError: the head is wrapped by an adapter other than PEFT's trainable tokens.
+        """
+        if type(self._head) is nn.Linear:
+            bias = self._head.bias
+            return HeadRows(self._head.weight[token_ids], None if bias is None else bias[token_ids])
+        if isinstance(self._head, TrainableTokensWrapper):  # base rows, some of them replaced by trained ones
+            layer = self._head.token_adapter
+            return HeadRows(layer.get_merged_weights(layer.active_adapters)[token_ids], None)
+        raise InputError(
+            f"The LM head is a {type(self._head).__name__}, whose rows are not known here.",
+            hint="leave the head out of target_modules",
+        )
+
+    def row_logits(self, states: Tensor, rows: HeadRows) -> Tensor:
+        """(n, tokens) float32 logits of (n, hidden) states over `rows`; gradients flow where they are enabled."""
+        return self._finished(nn.functional.linear(states, rows.weight, rows.bias))
+
+    def _finished(self, raw: Tensor) -> Tensor:
         raw = raw * self._factor if self._factor != 1.0 else raw
         logits: Tensor = torch.tanh(raw / self._cap) * self._cap if self._cap is not None else raw
         return logits.float()

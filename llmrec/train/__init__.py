@@ -1,0 +1,1 @@
+"""Training stages: one file a stage (`cpt`, `sft`), one trainer, one loss."""

@@ -1,0 +1,107 @@
+"""The base of a run: a checkpoint that exists, or a small model made from a config with a tokenizer of its own.
+
+A model from scratch knows no language, so it recommends and does not chat. It is what shows in minutes whether data,
+SIDs and settings are sound, and what studies on small machines use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from llmrec.config import Config
+from llmrec.errors import ConfigError
+from llmrec.models import DTypeName, load_base
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class BaseConfig(Config):
+    """The model that learns."""
+
+    model: str | None = None
+    """A local folder, a hub id or ``asset:NAME``."""
+    config: dict[str, Any] | None = None
+    """Instead of `model`: settings of transformers' config class, with its ``model_type`` (such as ``llama``)."""
+    tokenizer_size: int = Field(2000, ge=300)
+    """Entries of the byte-level BPE trained on the catalogue's texts, for a model from `config`."""
+    dtype: DTypeName = "float32"
+    """Of the weights while training. On a GPU the matrix products run in bfloat16 all the same (autocast)."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> BaseConfig:
+        if (self.model is None) == (self.config is None):
+            raise ValueError("give either model (a checkpoint) or config (a model from scratch)")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("config needs a model_type, such as llama or qwen3")
+        return self
+
+
+def make_base(config: BaseConfig, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
+    """The model (evaluation mode, CPU) and its tokenizer.
+
+    Args:
+        texts: of the catalogue's items, in order; only a model from scratch learns its tokenizer from them.
+        seed: of the weights of a model from scratch.
+
+    Raises:
+        ConfigError: transformers does not know the config, or not one of its settings.
+    """
+    if config.model is not None:
+        return load_base(config.model, dtype=config.dtype)
+    import torch
+    import transformers
+
+    from llmrec.models import neutral_generation_config, torch_dtype
+
+    tokenizer = train_tokenizer(texts, config.tokenizer_size)
+    settings = dict(config.config or {})
+    model_type = settings.pop("model_type")
+    try:
+        known = transformers.AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise ConfigError("base.config cannot be used:", [f"model_type {model_type!r} is not known"]) from error
+    if unknown := sorted(name for name in settings if not hasattr(known, name)):
+        raise ConfigError("base.config cannot be used:", [f"{model_type} has no setting {name!r}" for name in unknown])
+    shape = transformers.AutoConfig.for_model(
+        model_type,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **settings,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(shape, dtype=torch_dtype(config.dtype))
+    model.generation_config = neutral_generation_config(model)
+    return model.eval(), tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], size: int) -> Any:
+    """A byte-level BPE with ChatML markers, trained on `texts`; every text can be encoded, bytes being its alphabet."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = _CHAT_TEMPLATE
+    return tokenizer

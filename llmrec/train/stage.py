@@ -1,0 +1,194 @@
+"""Runs one training stage to its end, from the last state a killed run has left.
+
+A state (HF Trainer's ``checkpoint-N``) counts as complete when its ``trainer_state.json``, the last file to be written,
+can be read; anything younger is thrown away. States are for resuming on this machine and are deleted when the stage is
+done: what a stage hands on is a `llmrec.checkpoint.Checkpoint`, without pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig
+
+from llmrec.data.dataset import Dataset
+from llmrec.errors import InputError
+from llmrec.prompts.renderer import Renderer
+from llmrec.prompts.task import hash_number
+from llmrec.train.batches import Batches, build_batches, collate, valid_batches
+from llmrec.train.config import StageConfig
+from llmrec.train.progress import LogCallback, TrainingLog
+from llmrec.train.trainer import RecommenderTrainer
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage measured.
+
+    Attributes:
+        steps: optimizer steps in all.
+        batches: what was trained on.
+        seconds: training time, over all resumed parts.
+        valid_losses: ``(step, loss)`` from before the first to after the last step: nats per SID token of the valid
+            target behind its history.
+    """
+
+    steps: int
+    batches: Batches
+    seconds: float
+    valid_losses: tuple[tuple[int, float], ...]
+
+
+def train_sequences(dataset: Dataset) -> list[list[str]]:
+    """Train item ids of every user, oldest first: all that a model may learn from."""
+    items = dataset.split.items
+    return [[items[index] for index in sequence] for sequence in dataset.split.train()]
+
+
+def run_stage(
+    name: str,
+    config: StageConfig,
+    *,
+    model: Any,
+    tokenizer: Any,
+    renderer: Renderer,
+    dataset: Dataset,
+    window: int,
+    work: Path,
+    log: Path,
+    console: Console | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> StageResult:
+    """Train `model` in place.
+
+    Args:
+        name: of the stage, in the log and on the console.
+        model: a causal LM or PEFT model whose trainable parameters are set already.
+        window: items of the history that the valid loss and serving show.
+        work: folder of the states to resume from; a state found there is resumed.
+        log: JSON-lines file.
+
+    Raises:
+        InputError: the tasks make no row.
+    """
+    console = console or Console()
+    batches = build_batches(config, renderer, dataset.catalog, train_sequences(dataset))
+    if not len(batches.dataset):
+        raise InputError(
+            f"Stage {name} has nothing to train on: its tasks {', '.join(config.tasks)} make no row of this data.",
+            hint="`llmrec data preview` shows what each task makes",
+        )
+    for line in _describe(name, config, batches):
+        console.print(line, highlight=False)
+    steps = -(-len(batches.dataset) // config.gradient_accumulation)
+    training_log = TrainingLog(log, name)
+    state = last_state(work)
+    pad_id = tokenizer.pad_token_id or 0  # any id does: padding lies behind all that is read
+    trainer = RecommenderTrainer(
+        model=model,
+        args=_arguments(config, steps, work, fresh=state is None),
+        train_dataset=batches.dataset,
+        eval_dataset=_valid_dataset(config, renderer, dataset, window),
+        processing_class=tokenizer,
+        data_collator=lambda rows: collate(rows, pad_id),
+        callbacks=[LogCallback(training_log, tokens=batches.tokens, console=console), *callbacks],
+        table=renderer.table,
+        stage=config,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if state:
+        console.print(f"{name:>4}  resuming from {state.name.replace('checkpoint-', 'step ')}", highlight=False)
+    trainer.train(resume_from_checkpoint=str(state) if state else None)
+    if trainer.state.log_history and trainer.state.global_step % _evaluate_every(config, steps):
+        trainer.evaluate()
+    rows = training_log.rows()
+    return StageResult(
+        steps=steps,
+        batches=batches,
+        seconds=max((row["seconds"] for row in rows), default=0.0),
+        valid_losses=tuple((row["step"], row["valid_loss"]) for row in rows if "valid_loss" in row),
+    )
+
+
+def last_state(work: Path) -> Path | None:
+    """The youngest complete state below `work`; states that a kill has left half-written are removed."""
+    states = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in reversed(states):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            return path
+        except (FileNotFoundError, json.JSONDecodeError):
+            shutil.rmtree(path)
+    return None
+
+
+def _evaluate_every(config: StageConfig, steps: int) -> int:
+    return max(1, steps // (config.evaluations - 1))
+
+
+def _arguments(config: StageConfig, steps: int, work: Path, *, fresh: bool) -> SFTConfig:
+    on_gpu = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(work),
+        per_device_train_batch_size=1,  # a row of the data set is a batch
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        num_train_epochs=1,  # all epochs are laid out in the data set
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=round(config.warmup_ratio * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        train_sampling_strategy="sequential",
+        logging_steps=max(1, steps // 100),
+        logging_first_step=True,
+        eval_strategy="steps",
+        eval_steps=_evaluate_every(config, steps),
+        eval_on_start=fresh,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        report_to=config.trackers or "none",
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=not on_gpu,
+        bf16=on_gpu,
+        fp16=False,
+        optim="adamw_torch_fused",
+        adam_beta2=0.98,
+        gradient_checkpointing=False,
+        max_length=None,  # rows were cut by the renderer, which never drops a target
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+
+
+def _valid_dataset(config: StageConfig, renderer: Renderer, dataset: Dataset, window: int) -> Any:
+    """Valid targets of users chosen by hash, behind their train histories. Nothing is fitted on them."""
+    split = dataset.split
+    known = set(renderer.table.item_ids)
+    targets = split.targets("valid")
+    users = [user for user in range(len(split.users)) if split.items[targets[user]] in known]
+    users = sorted(users, key=lambda user: hash_number(split.users[user]))[: config.valid_users]
+    histories = [[split.items[index] for index in split.history(user, "valid")] for user in users]
+    wanted = [split.items[targets[user]] for user in users]
+    return valid_batches(renderer, histories, wanted, window=window, batch_tokens=config.batch_tokens)
+
+
+def _describe(name: str, config: StageConfig, batches: Batches) -> list[str]:
+    rows = ", ".join(f"{count:,} {task}" for task, count in batches.rows.items())
+    lines = [
+        f"{name:>4}  {config.epochs:g} epochs: {rows} rows; {batches.tokens:,} tokens, "
+        f"{batches.target_items:,} items as targets, {batches.padding:.0%} padding"
+    ]
+    return lines + [f"{name:>4}  left out: {count:,} {reason}" for reason, count in batches.dropped.items()]
