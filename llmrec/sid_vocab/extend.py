@@ -6,7 +6,7 @@ spare rows behind its tokenizer's last id (Qwen pads its matrix), those ids fall
 grows only by what is missing. Rows of the base vocabulary are not touched: same bits, same logits.
 
 How the new rows start is told in `llmrec.sid_vocab.rows`; transformers' own way (a normal distribution with the mean
-and covariance of the old rows) knows nothing of the codes, costs minutes on a large vocabulary, and is not used.
+and covariance of the old rows) knows nothing of the codes and is not used.
 """
 
 from __future__ import annotations
