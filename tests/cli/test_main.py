@@ -3,6 +3,7 @@
 import errno
 import importlib
 import json
+import runpy
 import subprocess
 import sys
 
@@ -124,6 +125,9 @@ def test_help_imports_nothing_heavy():
     assert json.loads(result.stderr) == []
 
 
-def test_python_dash_m_is_the_same_command():
-    result = subprocess.run([sys.executable, "-m", "llmrec", "--version"], capture_output=True, text=True, check=True)
-    assert result.stdout == "llmrec 0.1.0\n"
+def test_python_dash_m_is_the_same_command(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["llmrec", "--version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("llmrec", run_name="__main__")
+    assert not end.value.code
+    assert capsys.readouterr().out == "llmrec 0.1.0\n"
