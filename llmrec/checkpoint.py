@@ -91,6 +91,8 @@ class Checkpoint:
     """The checkpoint's own table, or the descendant that `load` was given."""
     templates: TemplateSet
     catalog: Catalog
+    fingerprint: str
+    """SHA-256 of the card, and through it of everything here: what `LineageEntry.parent` holds."""
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -184,8 +186,7 @@ class Checkpoint:
             if kind == "adapter":
                 _save_adapter(model, work, base)
             else:
-                model.save_pretrained(work)
-                neutral_generation_config(model).save_pretrained(work)
+                _save_model(model, work)
             tokenizer.save_pretrained(work)
             table.save(work)
             templates.save(work / _TEMPLATES)
@@ -268,7 +269,7 @@ class Checkpoint:
             catalog = Catalog(frame, card.catalog.text_fields, card.catalog.attributes)
         if card.kind == "adapter":
             check_base(folder, card)
-        return cls(folder, card, table or own, templates, catalog)
+        return cls(folder, card, table or own, templates, catalog, fingerprint(folder))
 
     def load_model(self, dtype: DTypeName = "auto") -> PreTrainedModel:
         """The full model in evaluation mode on the CPU; an adapter is merged into its base in float32, then cast."""
@@ -312,11 +313,6 @@ class Checkpoint:
         """Renders prompts with this checkpoint's tokenizer, table and templates."""
         return Renderer(self.tokenizer, self.table, self.templates)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the card, and through it of everything here: what `LineageEntry.parent` holds."""
-        return fingerprint(self.folder)
-
 
 def _bytes_of(model: Any, kind: Kind) -> int:
     if kind == "adapter":
@@ -326,6 +322,15 @@ def _bytes_of(model: Any, kind: Kind) -> int:
     else:
         tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}.values()
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _save_model(model: Any, work: Path) -> None:
+    before = model.generation_config
+    model.generation_config = neutral_generation_config(model)  # transformers refuses to save some of what it loads
+    try:
+        model.save_pretrained(work)
+    finally:
+        model.generation_config = before
 
 
 def _save_adapter(model: Any, work: Path, base: BaseCard | None) -> None:
