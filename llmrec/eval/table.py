@@ -25,6 +25,10 @@ def print_table(result: EvalResult, console: Console | None = None) -> None:
     for mode in result.modes:
         console.print(mode_table(result, mode))
         console.print()
+    if result.summary["paired"]:
+        console.print(
+            "· p: sign-flip test on NDCG@10, paired, Holm-adjusted; ▲ the first model is better", highlight=False
+        )
     for line in notes(result):
         console.print(f"· {line}", highlight=False, markup=False)
 
@@ -104,8 +108,6 @@ def notes(result: EvalResult) -> list[str]:
         f"targets never seen in train: {summary['cold_share']:.1%}; targets that repeat the history: "
         f"{summary['repeat_share']:.1%}"
     )
-    if summary["paired"]:
-        lines.append("p: paired sign-flip test on NDCG@10, Holm-adjusted over the table; ▲ the first model is better")
     if left_out := summary["baselines_left_out"]:
         lines.append(f"not judged here: {', '.join(left_out)}")
     lines.append(
