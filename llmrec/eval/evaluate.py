@@ -36,7 +36,8 @@ def evaluate(
     config: EvalConfig,
     *,
     seeds: Sequence[int] = (),
-    selection: str = "none",
+    selection: str = "not recorded",
+    warnings: Sequence[str] = (),
     progress: Progress = quiet,
 ) -> EvalResult:
     """Rank with every model and every baseline of `config`, and compare.
@@ -47,6 +48,7 @@ def evaluate(
         config: settings.
         seeds: the seeds the models were trained with.
         selection: what chose the checkpoint, such as ``valid NDCG@10`` or ``last step``.
+        warnings: what readers of the figures must know, such as a model that was trained on another split.
         progress: see `llmrec.eval.ranker.Progress`; `llmrec.eval.progress.shown` draws bars with an ETA.
 
     Raises:
@@ -98,6 +100,7 @@ def evaluate(
         "excluded_violations": sum(answer.excluded for answer in ranked.values()),
         "seeds": list(seeds),
         "selection": selection,
+        "warnings": list(warnings),
         "window": main.get("window"),
         "num_beams": main.get("num_beams"),
         "normalise": main.get("normalise"),

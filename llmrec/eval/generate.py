@@ -5,7 +5,7 @@ catalogue are masked in the trie, in filtered mode the history as well, so that 
 mode; with beam search both modes come from one prefill. Items that share a SID share its places.
 
 What a list holds is not taken on trust: the token ids of every recommended SID are decoded to text, the text is parsed
-against the SID table, and the item must be among the living items that it names (`_Proof`).
+against the SID table, and the item must be among the living items that it names (`llmrec.eval.checks`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from llmrec.data.dataset import Dataset
 from llmrec.data.split import Split
 from llmrec.decode.result import SearchResult
 from llmrec.errors import InputError
+from llmrec.eval.checks import Counts, Proof, checked_buckets
 from llmrec.eval.config import EvalConfig, Mode
 from llmrec.eval.judged import Judged, by_hash
 from llmrec.eval.ranker import Progress, RankedUsers, Ranking
@@ -135,15 +136,15 @@ def rank_with_model(
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 
     # 2. Check and place.
-    proof = _Proof(searcher, renderer, rows)
-    counts = _Counts()
+    proof = Proof(searcher, renderer, rows.alive)
+    counts = Counts()
     rankings: dict[Mode, Ranking] = {}
     sid_level: dict[Mode, Any] = {}
     target_rows = rows.of_item[judged.targets]
     for mode in config.modes:
         in_order = [found[mode][user] for user in range(len(judged))]
         lists = [
-            _checked_buckets(result, proof, history if mode == "filtered" else None, counts)
+            checked_buckets(result, proof, history if mode == "filtered" else None, counts)
             for result, history in zip(in_order, excluded, strict=True)
         ]
         as_items = [[rows.item_of[bucket] for bucket in buckets] for buckets in lists]
@@ -224,60 +225,6 @@ def _evaluation_searcher(searcher: Searcher, alive: np.ndarray, config: EvalConf
         normalise=config.normalise or searcher.scorer.normalise,
         batch_size=config.batch_size,
     )
-
-
-@dataclass
-class _Counts:
-    checked: int = 0
-    invalid: int = 0
-    duplicates: int = 0
-    excluded: int = 0
-
-
-class _Proof:
-    """Which living rows a recommended SID names, read from its tokens' text as a client would."""
-
-    def __init__(self, searcher: Searcher, renderer: Renderer, rows: _Rows) -> None:
-        self._trie, self._token_ids = searcher.trie, searcher.scorer.token_ids
-        self._renderer, self._alive = renderer, rows.alive
-        self._row_of = {item_id: row for row, item_id in enumerate(renderer.table.item_ids)}
-        self._named: dict[int, frozenset[int]] = {}  # by leaf: a SID reads the same each time
-
-    def holds(self, row: int) -> bool:
-        """Whether the SID that was generated for `row` is one SID, and a living item with that row has it."""
-        leaf = int(self._trie.leaf_of[row])
-        if leaf not in self._named:
-            codes = self._trie.paths(self._trie.num_levels, np.array([leaf]))[0]
-            text = self._renderer.codec.decode(int(ids[c]) for ids, c in zip(self._token_ids, codes, strict=True))
-            sids = self._renderer.reader.items(text)
-            named = [self._row_of[item_id] for item_id in sids[0]] if len(sids) == 1 else []
-            self._named[leaf] = frozenset(one for one in named if self._alive[one])
-        return row in self._named[leaf]
-
-
-def _checked_buckets(
-    result: SearchResult, proof: _Proof, history: np.ndarray | None, counts: _Counts
-) -> list[np.ndarray]:
-    """The buckets of a result as rows, with what must not be there counted and taken out."""
-    seen: set[int] = set()
-    banned = set() if history is None else set(history.tolist())
-    kept = []
-    for bucket in result.buckets:
-        rows = []
-        for row in bucket.tolist():
-            counts.checked += 1
-            if row in seen:
-                counts.duplicates += 1
-            elif not proof.holds(row):
-                counts.invalid += 1
-            elif row in banned:
-                counts.excluded += 1
-            else:
-                rows.append(row)
-            seen.add(row)
-        if rows:
-            kept.append(np.array(rows, np.int64))
-    return kept
 
 
 def _sid_level_hits(table: SIDTable, lists: Sequence[Sequence[np.ndarray]], target_rows: np.ndarray) -> dict[str, Any]:

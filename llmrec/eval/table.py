@@ -82,7 +82,7 @@ def print_examples(examples: Sequence[ExampleUser], console: Console | None = No
 def notes(result: EvalResult) -> list[str]:
     """What has to be said with the figures: users, search, checks, times."""
     summary = result.summary
-    lines = []
+    lines = [f"warning: {line}" for line in summary["warnings"]]
     if summary["users"] < summary["users_total"]:
         lines.append(
             f"{summary['users']:,} of {summary['users_total']:,} users, the ones with the lowest SHA-256 of their id"
