@@ -1,6 +1,8 @@
-"""Behaviour embeddings without training: a truncated SVD of the binary user-item train matrix.
+"""Behaviour embeddings without training: a truncated SVD of the user-item train matrix, scaled by its degrees.
 
-Items that the same users have come out close together (the latent semantic analysis of logs).
+Items that the same users have come out close together (the latent semantic analysis of logs). Entries are
+``1 / sqrt(events of the user * events of the item)``, the normalised adjacency of the bipartite graph: without it the
+first directions are little but popularity.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ def cooccurrence_embeddings(
 ) -> np.ndarray:
     """Embed items by who has them.
 
-    With ``X = U S V'`` of rank `embedding_size`, the vectors are the rows of ``V S``, scaled to length 1. Where the
+    With ``X = U S V'`` (X scaled, see the module) of rank `embedding_size`, the vectors are the rows of ``V S``, scaled to length 1. Where the
     matrix has a smaller rank than `embedding_size`, the further columns are zero.
 
     Args:
@@ -31,7 +33,9 @@ def cooccurrence_embeddings(
     """
     from scipy.sparse.linalg import svds
 
-    matrix = train_matrix(train, num_items)
+    events = train_matrix(train, num_items)
+    users, items = (1 / np.sqrt(np.asarray(events.sum(axis=axis)).ravel().clip(min=1)) for axis in (1, 0))
+    matrix = events.multiply(users[:, None]).multiply(items[None, :]).tocsr()
     if embedding_size < min(matrix.shape):
         start = np.random.default_rng(seed).standard_normal(min(matrix.shape))
         _, singular, components = svds(matrix, k=embedding_size, v0=start)
@@ -44,5 +48,5 @@ def cooccurrence_embeddings(
     vectors = np.zeros((num_items, embedding_size))
     vectors[:, : len(singular)] = (components * (signs * singular)[:, None]).T
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    seen = np.asarray(matrix.sum(axis=0)).ravel() > 0
+    seen = np.asarray(events.sum(axis=0)).ravel() > 0
     return np.where(seen[:, None], vectors / lengths.clip(min=1e-12), 0.0).astype(np.float32)

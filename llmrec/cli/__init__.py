@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module, one line for --help); --help keeps this order
+    "run": ("llmrec.cli.run", "Run a recipe: data, SIDs, training, evaluation, report."),
     "recipes": ("llmrec.cli.recipes", "List, print, copy and check recipes."),
     "data": ("llmrec.cli.data", "Look at a data set before training on it."),
     "recommend": ("llmrec.cli.recommend", "The next items for a history, or for a file of users."),

@@ -151,7 +151,7 @@ class ChildScorer:
         self.token_ids = tuple(np.asarray(ids, dtype=np.int64) for ids in token_ids)
         self.normalise = normalise
         self._head = head
-        self._device_ids = tuple(torch.from_numpy(ids).to(head.device) for ids in self.token_ids)
+        self._device_ids = tuple(torch.tensor(ids).to(head.device) for ids in self.token_ids)
 
     @torch.no_grad()
     def table(self, states: Tensor, level: int) -> np.ndarray:

@@ -49,6 +49,7 @@ def build_table(
     behaviour: np.ndarray | None = None,
     *,
     titles: Sequence[str] | None = None,
+    popularity: np.ndarray | None = None,
 ) -> BuiltTable:
     """Build the table of `item_ids`, in this row order; deterministic for a config and its inputs.
 
@@ -59,6 +60,7 @@ def build_table(
         behaviour: (n_items, size) behaviour vectors in the same order, fitted on train alone; zero rows for items
             without train events. Needed where ``embeddings.behaviour_weight`` is above 0.
         titles: (n_items,) what the report calls the items; default the texts.
+        popularity: (n_items,) train counts: the order of suffixes (`resolve_collisions`); default the row order.
 
     Raises:
         DataError: vectors, texts or SIDs that cannot be used, with every problem.
@@ -78,7 +80,7 @@ def build_table(
     embedded = embed_items(config.embeddings, item_ids, texts, behaviour)
     fitted = make_quantizer(config.quantizer).fit(embedded.vectors)
     resolved = resolve_collisions(
-        fitted.encode(embedded.vectors), tuple(len(book) for book in fitted.codebooks), config.collisions
+        fitted.encode(embedded.vectors), tuple(len(book) for book in fitted.codebooks), config.collisions, popularity
     )
     table = SIDTable(
         item_ids=tuple(item_ids),

@@ -1,7 +1,9 @@
 """Items with equal codes: a suffix level tells them apart (TIGER, Rajput et al. 2023, section 3.1), or they share.
 
-The suffix is there for all items, so that every SID has the same length. Departure from TIGER: it has spare codes, so
-that tomorrow's collisions need no new token.
+The suffix is there for all items, so that every SID has the same length. Two departures from TIGER. It has spare codes,
+so that tomorrow's collisions need no new token. And inside a bucket it counts from the most popular train item down:
+"suffix 0" then means "the one most people took" under every prefix, which a model learns once instead of per bucket
+(ml-100k, 1 x 64 + suffix, a Llama of 0.9M parameters, 0.7 minutes: valid N@10 .0893 against .0839 in catalogue order).
 """
 
 from __future__ import annotations
@@ -38,15 +40,28 @@ class ResolvedCodes:
     has_suffix: bool
 
 
-def resolve_collisions(codes: np.ndarray, codebook_sizes: tuple[int, ...], config: CollisionConfig) -> ResolvedCodes:
-    """Apply the strategy to (n_items, num_levels) codes; inside a bucket, suffixes count 0, 1, 2, ... in row order.
+def resolve_collisions(
+    codes: np.ndarray,
+    codebook_sizes: tuple[int, ...],
+    config: CollisionConfig,
+    popularity: np.ndarray | None = None,
+) -> ResolvedCodes:
+    """Apply the strategy to (n_items, num_levels) codes; inside a bucket, suffixes count 0, 1, 2, ...
+
+    Args:
+        codes: of the quantiser.
+        codebook_sizes: per level.
+        config: the strategy.
+        popularity: (n_items,) train counts; the suffix counts from the highest down, ties and None in row order.
 
     Raises:
         InputError: `suffix_size` is smaller than the biggest bucket.
     """
     if config.strategy == "share":
         return ResolvedCodes(codes.astype(np.int32), codebook_sizes, has_suffix=False)
-    suffix = number_in_bucket(codes)
+    order = np.arange(len(codes)) if popularity is None else np.argsort(-np.asarray(popularity), kind="stable")
+    suffix = np.empty(len(codes), np.int64)
+    suffix[order] = number_in_bucket(codes[order])
     biggest = int(suffix.max()) + 1
     if config.suffix_size == "auto":
         size = 2 ** max(1, math.ceil(math.log2(biggest * (1 + config.spare))))

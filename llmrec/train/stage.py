@@ -107,7 +107,7 @@ def run_stage(
     if state:
         console.print(f"{name:>4}  resuming from {state.name.replace('checkpoint-', 'step ')}", highlight=False)
     trainer.train(resume_from_checkpoint=str(state) if state else None)
-    if trainer.state.log_history and trainer.state.global_step % _evaluate_every(config, steps):
+    if not any(row["step"] == steps and "valid_loss" in row for row in training_log.rows()):
         trainer.evaluate()
     rows = training_log.rows()
     return StageResult(

@@ -50,3 +50,9 @@ def test_stated_suffix_size() -> None:
     with pytest.raises(InputError, match="suffix_size 4 cannot tell 5 items") as caught:
         resolve_collisions(codes, (3, 4), CollisionConfig(suffix_size=4))
     assert "at least 5" in str(caught.value)
+
+
+def test_the_suffix_counts_from_the_most_popular_item_down() -> None:
+    codes = np.array([[1, 2], [0, 0], [1, 2], [1, 2]])
+    resolved = resolve_collisions(codes, (3, 4), CollisionConfig(), np.array([5, 1, 9, 5]))
+    assert resolved.codes[:, 2].tolist() == [1, 0, 0, 2]

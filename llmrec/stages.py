@@ -1,0 +1,137 @@
+"""Stages of a run and their cache: a stage runs when its settings, its inputs or its code version changed.
+
+Beside its results a stage leaves ``<run>/stages/<name>.json`` with what its key was made of, so that the next run can
+say *why* it runs again ("cpt.learning_rate: 0.0003 -> 0.001") instead of only that it does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """How one stage went in this run.
+
+    Attributes:
+        name: of the stage.
+        ran: False where the cache had it.
+        why: the reason that it ran, or was skipped.
+        wall_s: seconds it took when it ran (also where it was skipped now).
+        cpu_s: CPU seconds of this process, likewise.
+        peak_rss_mb: peak memory of the process at its end, likewise.
+    """
+
+    name: str
+    ran: bool
+    why: str
+    wall_s: float
+    cpu_s: float
+    peak_rss_mb: float
+
+
+class StageCache:
+    """Runs stages or skips them, and keeps ``timing.json``.
+
+    Args:
+        folder: of the run.
+        console: where reasons are told.
+    """
+
+    def __init__(self, folder: Path, console: Console) -> None:
+        self.folder = folder
+        self.console = console
+        self.runs: list[StageRun] = []
+
+    def run(
+        self,
+        name: str,
+        parts: Mapping[str, Any],
+        outputs: list[Path],
+        work: Callable[[str], None],
+    ) -> StageRun:
+        """Run `work`, unless its last complete run had the same `parts` and its `outputs` are there.
+
+        Args:
+            name: of the stage.
+            parts: everything that decides the result (settings, input fingerprints, a version); JSON values.
+            outputs: files or folders that the stage leaves.
+            work: gets the stage's key (12 hex digits), by which unfinished work of the same settings is recognised.
+        """
+        flat = dict(_flatten("", json.loads(json.dumps(parts))))
+        key = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
+        record = self.folder / "stages" / f"{name}.json"
+        last = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
+        why = self._why(last, key, flat, outputs)
+        if last is not None and not why:
+            done = StageRun(name, False, "nothing changed", last["wall_s"], last["cpu_s"], last["peak_rss_mb"])
+            self.console.print(f"[dim]{name:>5}  done before ({last['wall_s']:.0f} s)[/dim]", highlight=False)
+        else:
+            self.console.print(f"[bold]{name:>5}[/bold]  {why}", highlight=False)
+            record.unlink(missing_ok=True)
+            wall, cpu = time.perf_counter(), time.process_time()
+            work(key)
+            seconds = (round(time.perf_counter() - wall, 2), round(time.process_time() - cpu, 2))
+            done = StageRun(name, True, why, *seconds, peak_rss_mb())
+            self._write(record, {"key": key, "parts": flat, **_measured(done)})
+        self.runs.append(done)
+        self.write_timing()
+        return done
+
+    def write_timing(self) -> None:
+        """``timing.json``: wall and CPU seconds, peak memory, stages run and skipped."""
+        timing = {
+            "wall_s": round(sum(run.wall_s for run in self.runs if run.ran), 2),
+            "peak_rss_mb": peak_rss_mb(),
+            "stages": {run.name: {"ran": run.ran, "why": run.why, **_measured(run)} for run in self.runs},
+        }
+        self._write(self.folder / "timing.json", timing)
+
+    @staticmethod
+    def _write(path: Path, value: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        beside.replace(path)
+
+    @staticmethod
+    def _why(last: Mapping[str, Any] | None, key: str, flat: Mapping[str, Any], outputs: list[Path]) -> str:
+        if last is None:
+            return "first run"
+        if missing := [path.name for path in outputs if not path.exists()]:
+            return f"{', '.join(missing)} is not there any more"
+        if last["key"] == key:
+            return ""
+        before = last["parts"]
+        changed = sorted(name for name in before.keys() | flat.keys() if before.get(name) != flat.get(name))
+        told = [f"{name}: {before.get(name)} -> {flat.get(name)}" for name in changed[:3]]
+        return "changed: " + "; ".join(told) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process so far, in MB (10**6 bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def _measured(run: StageRun) -> dict[str, float]:
+    return {"wall_s": run.wall_s, "cpu_s": run.cpu_s, "peak_rss_mb": run.peak_rss_mb}
+
+
+def _flatten(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        return [
+            pair for name, child in value.items() for pair in _flatten(f"{prefix}.{name}" if prefix else name, child)
+        ]
+    return [(prefix, value)]
