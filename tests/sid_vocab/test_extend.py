@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from llmrec.errors import InputError, MismatchError
 from llmrec.sid_vocab.extend import extend_vocabulary, sid_tokens
-from llmrec.sid_vocab.rows import TIE_BREAK, code_means, initial_rows
+from llmrec.sid_vocab.rows import DEVIATION, TIE_BREAK, code_means, initial_rows
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.sid_vocab.text_codec import TextCodec
 from llmrec.testing.worlds import tiny_items, tiny_model, tiny_tokenizer
@@ -79,7 +79,7 @@ def test_rows_point_to_the_titles_below_their_code(tied, table):
                     continue
                 meaning = torch.stack(below).mean(dim=0) - shared
                 assert torch.cosine_similarity(row - shared, meaning, dim=0) > 0.99
-                assert abs(row.norm() / typical - 1) < 0.25
+                assert abs((row - shared).norm() / (DEVIATION * typical) - 1) < 0.1
 
 
 def test_code_means_agree_with_a_loop_in_chunks(table, monkeypatch):
