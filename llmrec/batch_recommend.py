@@ -7,6 +7,7 @@ checkpoint or setting is refused. At the end the parts become one Parquet file a
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ import polars as pl
 from llmrec.data.assets import sha256_file
 from llmrec.data.config import Columns
 from llmrec.data.files import Files
-from llmrec.data.problems import SHOWN, Problems
+from llmrec.data.problems import SHOWN, Problems, listed
 from llmrec.data.tables import Table, read_delimited, read_json_lines, read_parquet
 from llmrec.data.validate import check_interactions
 from llmrec.errors import InputError, MismatchError
@@ -81,7 +82,14 @@ def read_histories(path: Path) -> UserHistories:
     table = _read_table(path, problems)
     found = None
     if table is not None and not problems:
-        found = (_from_lists if "history" in table.frame.columns else _from_rows)(table, problems)
+        kind = "history" if "history" in table.frame.columns else "item_id"
+        missing = [name for name in ("user_id", kind) if name not in table.frame.columns]
+        for name in missing:
+            near = difflib.get_close_matches(name, table.frame.columns, n=1, cutoff=0.5)
+            advice = f"did you mean {near[0]!r}?" if near else f"there are: {listed(table.frame.columns)}"
+            problems.add("missing column", f"{table.file}: no column {name!r}; {advice}")
+        if not missing:
+            found = (_from_lists if kind == "history" else _from_rows)(table, problems)
     problems.raise_any(str(path), hint="give columns user_id and item_id (and timestamp), or user_id and history")
     return found or UserHistories((), ())
 
@@ -224,8 +232,8 @@ def _from_rows(table: Table, problems: Problems) -> UserHistories | None:
     frame = table.frame
     if "timestamp" not in frame.columns:
         frame = frame.with_columns(timestamp=pl.int_range(pl.len(), dtype=pl.Int64))
-    kept = [name for name in ("user_id", "item_id", "timestamp") if name in frame.columns]
-    interactions = check_interactions(table.with_frame(frame.select(kept)), Columns(), problems)
+    used = table.with_frame(frame.select("user_id", "item_id", "timestamp"))
+    interactions = check_interactions(used, Columns(), problems)
     if interactions is None:
         return None
     users = list(dict.fromkeys(interactions.frame["user_id"]))
@@ -237,9 +245,6 @@ def _from_rows(table: Table, problems: Problems) -> UserHistories | None:
 
 def _from_lists(table: Table, problems: Problems) -> UserHistories | None:
     frame = table.frame
-    if "user_id" not in frame.columns:
-        problems.add("missing column", f"{table.file}: no column 'user_id'; there are {', '.join(frame.columns)}")
-        return None
     if not isinstance(frame.schema["history"], pl.List):
         problems.add(
             "no lists", f"{table.file}: 'history' is {frame.schema['history']}, not lists; CSV files take item_id rows"

@@ -40,9 +40,9 @@ class Explanation:
     """History items that have no SID and were skipped."""
 
 
-def explanation_prompt(renderer: Renderer, history: Sequence[str], item_id: str, max_length: int) -> Rendered:
-    """The explain task's chat without its answer."""
-    return renderer.render(Explain().prompt(history, item_id), answer=False, max_length=max_length)
+def explanation_prompt(renderer: Renderer, history: Sequence[str], item_id: str) -> Rendered:
+    """The explain task's chat without its answer; as long as the task's own window makes it."""
+    return renderer.render(Explain().prompt(history, item_id), answer=False)
 
 
 def generate_answer(model: Any, prompt: Sequence[int], stop_ids: Sequence[int], max_new_tokens: int) -> list[int]:

@@ -184,7 +184,7 @@ class Recommender:
         if len(unknown) == len(history):
             self._require_some_known(history)
             raise InputError("There is no history to explain from.", hint="give at least one item")
-        prompt = explanation_prompt(self.renderer, history, item_id, self.checkpoint.card.serving.max_length)
+        prompt = explanation_prompt(self.renderer, history, item_id)
         tokenizer = self.checkpoint.tokenizer
         stop_ids = [tokenizer.eos_token_id, *(i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id)]
         answer = generate_answer(self.model, prompt.input_ids.tolist(), stop_ids, max_new_tokens)
@@ -209,7 +209,8 @@ class Recommender:
         if normalise not in NORMALISATIONS:
             raise InputError(f"normalise={normalise!r} is unknown.", hint=f"one of {', '.join(NORMALISATIONS)}")
         if normalise not in self._searchers:
-            token_ids = self.checkpoint.table.token_ids or ()
+            # Copies: torch warns about arrays that cannot be written, which those of a table are.
+            token_ids = [ids.copy() for ids in self.checkpoint.table.token_ids or ()]
             self._searchers[normalise] = Searcher(
                 self.model, self._trie, token_ids, normalise=normalise, batch_size=self.batch_size
             )

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from llmrec.data.catalog import Catalog
 from llmrec.errors import InputError, ProblemsError
 
-MIN_SCORE, MIN_RATIO = 80.0, 40.0
-"""A title is accepted from these values (of 100) of rapidfuzz's WRatio and ratio on. WRatio forgives missing words, so
-that "star wars" finds "Star Wars (1977)"; alone it would also accept "the", which the plain ratio refuses."""
+MIN_SCORE = 72.0
+"""The similarity (of 100) from which on a title is accepted: the mean of rapidfuzz's token_set_ratio, which forgives
+words left out ("seven" finds "Seven (Se7en) (1995)"), and token_sort_ratio, which does not and so refuses "the"."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,15 @@ class TitleMatcher:
                 matches.append(Match(word, word, self.title(word), 100.0, True))
                 continue
             near = self._nearest(word)
-            if near and near[0].score >= MIN_SCORE and _ratio(word, near[0].title) >= MIN_RATIO:
+            if near and near[0].score >= MIN_SCORE:
                 matches.append(near[0])
             else:
-                shown = "; ".join(f"{match.title} ({match.item_id})" for match in near[:3])
+                shown = "; ".join(f"{match.title} ({match.item_id})" for match in near)
                 problems.append(f"{word!r}: nearest are {shown}" if near else f"{word!r}: nothing is near")
         if problems:
-            count = f"{len(problems)} of {len(words)}" if len(words) > 1 else "1"
+            verb = "are" if len(problems) > 1 else "is"
             raise ProblemsError(
-                f"{count} word{'s are' if len(problems) > 1 else ' is'} neither an item id nor close to a title:",
+                f"{len(problems)} of the {len(words)} given {verb} neither an item id nor close to a title:",
                 problems,
                 hint="give the id in brackets, or more of the title",
             )
@@ -86,17 +88,19 @@ class TitleMatcher:
     def _nearest(self, word: str) -> list[Match]:
         from rapidfuzz import fuzz, process, utils
 
-        found = process.extract(word, self._titles, scorer=fuzz.WRatio, processor=utils.default_process, limit=10)
-        # Equal WRatios are common ("toy story" in "Toy Story 2"): the title with least besides wins.
-        ranked = sorted(found, key=lambda hit: (-hit[1], -_ratio(word, hit[0]), hit[2]))
-        return [Match(word, self._item_ids[row], title, round(score, 1), False) for title, score, row in ranked]
+        asked = [utils.default_process(word)]
+        forgiving = process.cdist(asked, self._spellings, scorer=fuzz.token_set_ratio)[0]
+        strict = process.cdist(asked, self._spellings, scorer=fuzz.token_sort_ratio)[0]
+        scores = (forgiving + strict) / 2
+        best = np.argsort(-scores, kind="stable")[:3]
+        return [
+            Match(word, self._item_ids[row], self.title(self._item_ids[row]), round(float(scores[row]), 1), False)
+            for row in best.tolist()
+            if scores[row]
+        ]
 
     @cached_property
-    def _titles(self) -> list[str]:
-        return [self.title(item_id) for item_id in self._item_ids]
+    def _spellings(self) -> list[str]:
+        from rapidfuzz import utils
 
-
-def _ratio(word: str, title: str) -> float:
-    from rapidfuzz import fuzz, utils
-
-    return float(fuzz.ratio(word, title, processor=utils.default_process))
+        return [utils.default_process(self.title(item_id)) for item_id in self._item_ids]
