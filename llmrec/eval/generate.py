@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from llmrec.decode.searcher import Searcher
 
 SID_CUTOFFS = (1, 5, 10, 20)
-_CHUNK = 4  # batches searched between two progress calls
 
 
 class Generator:
@@ -122,8 +121,8 @@ def rank_with_model(
     wall, cpu = time.perf_counter(), time.process_time()
     order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
     found: dict[Mode, dict[int, SearchResult]] = {mode: {} for mode in config.modes}
-    for start in range(0, len(order), config.batch_size * _CHUNK):
-        members = order[start : start + config.batch_size * _CHUNK]
+    for start in range(0, len(order), config.batch_size):
+        members = order[start : start + config.batch_size]
         ids = [prompts[user].input_ids for user in members]
         masks = [[excluded[user] for user in members] if mode == "filtered" else None for mode in config.modes]
         if config.search == "beam":

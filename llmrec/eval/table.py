@@ -45,7 +45,7 @@ def mode_table(result: EvalResult, mode: Mode) -> Table:
         table.add_column(f"{_SHORT[name]}@{cutoff} ± se", justify="right", no_wrap=True)
     tested = bool(summary["paired"])
     if tested:
-        table.add_column(f"p vs {_cut(result.models[0], 12)}", justify="right", no_wrap=True)
+        table.add_column("p", justify="right", no_wrap=True)
     best = best_values(result, mode)
     for model in result.models:
         cells: list[Text | str] = [Text(_cut(model, 20), style="bold cyan" if model == result.models[0] else "")]
