@@ -18,7 +18,6 @@ Stages that nothing changed for are skipped (`llmrec.stages`).
 from __future__ import annotations
 
 import json
-
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,7 +130,7 @@ class RunResult:
         final: folder of the last checkpoint.
         evaluation: its table.
         report: the HTML page.
-        explanations: what ``eval/explanations.json`` holds: user, history titles, item title, text, names the catalogue lacks.
+        explanations: what ``eval/explanations.json`` holds: user, history titles, item title, text, unknown names.
         dataset: the data.
     """
 
@@ -200,8 +199,7 @@ class _Run:
     # -- what a stage's result depends on --------------------------------------------------------------------------
 
     def _sid_parts(self) -> dict[str, Any]:
-        sid = self.config.sid.model_dump(mode="json")
-        return {"sid": sid, "data": self.dataset.fingerprint, "version": build.VERSION}
+        return sid_parts(self.config, self.dataset)
 
     def _train_parts(self, name: str) -> dict[str, Any]:
         before = {"cpt": self._sid_parts(), "sft": self._train_parts("cpt") if name == "sft" else {}}[name]
@@ -227,33 +225,9 @@ class _Run:
     # -- stages ----------------------------------------------------------------------------------------------------
 
     def _make_sids(self, name: str, key: str) -> None:
-        import numpy as np
-
         from llmrec.folders import written_beside
 
-        catalog, split = self.dataset.catalog, self.dataset.split
-        rows = {item_id: row for row, item_id in enumerate(catalog.item_ids)}
-        known = [(index, rows[item_id]) for index, item_id in enumerate(split.items) if item_id in rows]
-        of_split, of_table = (np.array(side, dtype=np.int64) for side in zip(*known, strict=True))
-        popularity = np.zeros(catalog.num_items, np.int64)
-        popularity[of_table] = split.train_counts()[of_split]
-        embeddings = self.config.sid.embeddings
-        behaviour = None
-        if embeddings.behaviour_weight > 0 and self.config.sid.index is None:
-            from llmrec.baselines.cooccurrence import cooccurrence_embeddings
-
-            size = min(embeddings.behaviour_size, len(split.users), len(split.items))
-            vectors = cooccurrence_embeddings(split.train(), len(split.items), size)
-            behaviour = np.zeros((catalog.num_items, size), np.float32)
-            behaviour[of_table] = vectors[of_split]
-        made = build.build_table(
-            self.config.sid,
-            catalog.item_ids,
-            catalog.texts(),
-            behaviour,
-            titles=[catalog.title(item_id) for item_id in catalog.item_ids],
-            popularity=popularity,
-        )
+        made = build.build_table_of(self.config.sid, self.dataset)
         with written_beside(self.folder / "sid", overwrite=True) as work:
             made.table.save(work)
             (work / "report.json").write_text(json.dumps(made.report.as_dict(), indent=2) + "\n", encoding="utf-8")
@@ -433,3 +407,8 @@ class _Run:
 def run_folder(config: PipelineConfig, root: Path) -> Path:
     """Where a run of `config` belongs below `root`."""
     return root / config.name
+
+
+def sid_parts(config: PipelineConfig, dataset: Dataset) -> dict[str, Any]:
+    """What the SIDs of a run depend on; a run whose stage ``sid`` was made of these has the SIDs of `config`."""
+    return {"sid": config.sid.model_dump(mode="json"), "data": dataset.fingerprint, "version": build.VERSION}

@@ -69,8 +69,7 @@ class StageCache:
             outputs: files or folders that the stage leaves.
             work: gets the stage's key (12 hex digits), by which unfinished work of the same settings is recognised.
         """
-        flat = dict(_flatten("", json.loads(json.dumps(parts))))
-        key = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
+        flat, key = _flat_and_key(parts)
         record = self.folder / "stages" / f"{name}.json"
         last = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
         why = self._why(last, key, flat, outputs)
@@ -117,6 +116,17 @@ class StageCache:
         changed = sorted(name for name in before.keys() | flat.keys() if before.get(name) != flat.get(name))
         told = [f"{name}: {before.get(name)} -> {flat.get(name)}" for name in changed[:3]]
         return "changed: " + "; ".join(told) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+def is_done(folder: Path, name: str, parts: Mapping[str, Any]) -> bool:
+    """Whether the stage `name` of the run in `folder` has finished with these `parts`; see `StageCache.run`."""
+    record = folder / "stages" / f"{name}.json"
+    return record.exists() and json.loads(record.read_text(encoding="utf-8"))["key"] == _flat_and_key(parts)[1]
+
+
+def _flat_and_key(parts: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    flat = dict(_flatten("", json.loads(json.dumps(parts))))
+    return flat, hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def peak_rss_mb() -> float:

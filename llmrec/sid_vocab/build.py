@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from llmrec.config import Config
+from llmrec.data.dataset import Dataset
 from llmrec.sid_vocab.collisions import CollisionConfig, resolve_collisions
 from llmrec.sid_vocab.embeddings import EmbeddingConfig, embed_items
 from llmrec.sid_vocab.index_json import IndexConfig, read_index_json
@@ -91,3 +92,29 @@ def build_table(
     )
     report = health_report(table, titles, vectors=embedded.vectors, quantizer=fitted, notes=embedded.notes)
     return BuiltTable(table, report, embedded.vectors)
+
+
+def build_table_of(config: SIDConfig, dataset: Dataset) -> BuiltTable:
+    """`build_table` for a data set: behaviour vectors and popularity from its train part, rows in catalogue order."""
+    catalog, split = dataset.catalog, dataset.split
+    rows = {item_id: row for row, item_id in enumerate(catalog.item_ids)}
+    known = [(index, rows[item_id]) for index, item_id in enumerate(split.items) if item_id in rows]
+    of_split, of_table = (np.array(side, dtype=np.int64) for side in zip(*known, strict=True))
+    popularity = np.zeros(catalog.num_items, np.int64)
+    popularity[of_table] = split.train_counts()[of_split]
+    behaviour = None
+    if config.embeddings.behaviour_weight > 0 and config.index is None:
+        from llmrec.baselines.cooccurrence import cooccurrence_embeddings
+
+        size = min(config.embeddings.behaviour_size, len(split.users), len(split.items))
+        vectors = cooccurrence_embeddings(split.train(), len(split.items), size)
+        behaviour = np.zeros((catalog.num_items, size), np.float32)
+        behaviour[of_table] = vectors[of_split]
+    return build_table(
+        config,
+        catalog.item_ids,
+        catalog.texts(),
+        behaviour,
+        titles=[catalog.title(item_id) for item_id in catalog.item_ids],
+        popularity=popularity,
+    )

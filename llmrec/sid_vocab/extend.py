@@ -85,13 +85,14 @@ def extend_vocabulary(
         MismatchError: the tokenizer has one of the tokens already, or the model fewer rows than the tokenizer ids.
     """
     tokens = sid_tokens(table)
-    vocabulary = tokenizer.get_vocab()
     old_rows: int = model.get_input_embeddings().weight.shape[0]
-    num_base = max(vocabulary.values()) + 1
-    _check(table, tokens, vocabulary, old_rows, model.get_output_embeddings() is None)
+    num_base = max(tokenizer.get_vocab().values()) + 1
+    _check_tokens(table, tokenizer, tokens)
+    _check_model(num_base, old_rows, model.get_output_embeddings() is None)
     title_ids = _title_ids(tokenizer, table, tokens, item_texts) if init == "title_mean" else []
 
-    token_ids = _add_tokens(tokenizer, tokens, num_base)
+    extended = extend_tokenizer(tokenizer, table)
+    token_ids = list(range(num_base, num_base + len(tokens)))
     new_rows = max(old_rows, num_base + len(tokens))
     if pad_to_multiple is not None:
         new_rows = -(-new_rows // pad_to_multiple) * pad_to_multiple
@@ -109,7 +110,7 @@ def extend_vocabulary(
 
     used = sum(len(np.unique(table.codes[:, level])) for level in range(table.num_levels))
     return Extension(
-        table=table.with_token_ids(np.split(np.array(token_ids), np.cumsum(table.codebook_sizes)[:-1])),
+        table=extended,
         tokenizer=tokenizer,
         first_row=num_base,
         num_new_rows=len(tokens),
@@ -122,21 +123,40 @@ def extend_vocabulary(
     )
 
 
-def _check(table: SIDTable, tokens: list[str], vocabulary: Mapping[str, int], old_rows: int, headless: bool) -> None:
+def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, table: SIDTable) -> SIDTable:
+    """Add the SID tokens of `table` to `tokenizer` in place; returns the table with their ids, a block after the base.
+
+    Enough for whatever needs ids and no model, such as a preview; `extend_vocabulary` calls it too.
+
+    Raises:
+        InputError: the table has token ids already.
+        MismatchError: the tokenizer has one of the tokens already, or its vocabulary has gaps.
+    """
+    tokens = sid_tokens(table)
+    _check_tokens(table, tokenizer, tokens)
+    token_ids = _add_tokens(tokenizer, tokens, max(tokenizer.get_vocab().values()) + 1)
+    return table.with_token_ids(np.split(np.array(token_ids), np.cumsum(table.codebook_sizes)[:-1]))
+
+
+def _check_tokens(table: SIDTable, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
     if table.token_ids is not None:
         raise InputError(
             "The SID table has token ids already: it belongs to a tokenizer that was extended before.",
             hint="load that tokenizer and model, or build the table anew to extend another base",
         )
+    vocabulary = tokenizer.get_vocab()
     present = [token for token in tokens if token in vocabulary]
     if present:
         raise MismatchError(
             f"The tokenizer already has {len(present)} of the {len(tokens)} SID tokens, {present[0]} among them.",
             hint="start from the base model's own tokenizer, not from one extended for another SID table",
         )
-    if max(vocabulary.values()) >= old_rows:
+
+
+def _check_model(num_base: int, old_rows: int, headless: bool) -> None:
+    if num_base > old_rows:
         raise MismatchError(
-            f"The tokenizer has ids up to {max(vocabulary.values())}, the model only {old_rows} rows.",
+            f"The tokenizer has ids up to {num_base - 1}, the model only {old_rows} rows.",
             hint="load model and tokenizer from the same checkpoint",
         )
     if headless:

@@ -60,6 +60,22 @@ def make_base(config: BaseConfig, texts: Iterable[str], seed: int) -> tuple[Any,
     from llmrec.models import neutral_generation_config, torch_dtype
 
     tokenizer = train_tokenizer(texts, config.tokenizer_size)
+    shape = model_shape(config, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(shape, dtype=torch_dtype(config.dtype))
+    model.generation_config = neutral_generation_config(model)
+    return model.eval(), tokenizer
+
+
+def model_shape(config: BaseConfig, tokenizer: Any) -> Any:
+    """The transformers config of a model from scratch.
+
+    Raises:
+        ConfigError: transformers does not know the model type, or not one of its settings.
+    """
+    import transformers
+
     settings = dict(config.config or {})
     model_type = settings.pop("model_type")
     try:
@@ -68,7 +84,7 @@ def make_base(config: BaseConfig, texts: Iterable[str], seed: int) -> tuple[Any,
         raise ConfigError("base.config cannot be used:", [f"model_type {model_type!r} is not known"]) from error
     if unknown := sorted(name for name in settings if not hasattr(known, name)):
         raise ConfigError("base.config cannot be used:", [f"{model_type} has no setting {name!r}" for name in unknown])
-    shape = transformers.AutoConfig.for_model(
+    return transformers.AutoConfig.for_model(
         model_type,
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
@@ -76,11 +92,6 @@ def make_base(config: BaseConfig, texts: Iterable[str], seed: int) -> tuple[Any,
         pad_token_id=tokenizer.pad_token_id,
         **settings,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(shape, dtype=torch_dtype(config.dtype))
-    model.generation_config = neutral_generation_config(model)
-    return model.eval(), tokenizer
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Any:
