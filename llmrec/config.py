@@ -154,7 +154,11 @@ def _describe(cls: type[Config], error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{place}: missing, and it has no default"
     given = error.get("input")
-    return f"{place}: {error['msg'][0].lower()}{error['msg'][1:]} (given {given!r})"
+    if error["type"] == "value_error":  # of a validator of ours, whose message says all
+        told = str(error["ctx"]["error"])
+        return f"{place}: {told}" if place else told
+    shown = "" if isinstance(given, dict | list) and len(given) > 3 else f" (given {given!r})"
+    return f"{place}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}"
 
 
 def _known_keys(cls: type[Config], location: Sequence[Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """The whole path as one recipe: data -> SIDs -> continued pretraining -> SFT -> evaluation -> report.
 
-`PipelineConfig` is what a pipeline recipe (``train/pipelines/*.yaml``) holds; `run_pipeline` runs it into a folder:
+`run_pipeline` runs a recipe (`llmrec.pipeline_config.PipelineConfig`) into a folder:
 
     runs/<name>/
       recipe.yaml        the resolved recipe
@@ -20,23 +20,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
-
 from llmrec import recipes
 from llmrec.checkpoint_card import BaseCard, DataCard, LineageEntry, ServingCard
-from llmrec.config import Config, dump_yaml, load_config
-from llmrec.data.config import DataConfig
-from llmrec.decode.result import Normalise
-from llmrec.eval.config import EvalConfig
+from llmrec.config import dump_yaml
+from llmrec.data.assets import sha256_file
+from llmrec.pipeline_config import PipelineConfig, load_recipe
 from llmrec.sid_vocab import build
-from llmrec.sid_vocab.rows import Init
 from llmrec.stages import StageCache
-from llmrec.train.base import BaseConfig
-from llmrec.train.config import Flow, StageConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,76 +44,10 @@ if TYPE_CHECKING:
     from llmrec.sid_vocab.extend import Extension
     from llmrec.sid_vocab.table import SIDTable
 
+__all__ = ["PipelineConfig", "RunResult", "load_recipe", "run_folder", "run_pipeline", "sid_parts"]
+
 TRAIN_VERSION = 1  # raise it when the same settings train another model, so that cached stages run anew
 EVAL_VERSION = 1  # likewise for evaluations
-
-
-class ServingConfig(Config):
-    """How the finished checkpoint is asked."""
-
-    window: int = Field(50, ge=1)
-    """Most recent history items in a prompt, in evaluation and serving."""
-    num_beams: int = Field(20, ge=1)
-    """Width of the beam search."""
-    normalise: Normalise | None = None
-    """Over what scores are normalised; None takes what the last training stage used as its head."""
-
-
-class PipelineConfig(Config):
-    """A pipeline recipe."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Of the run: its folder below ``runs/``."""
-    data: DataConfig
-    """Interactions and catalogue."""
-    base: BaseConfig
-    """The model that learns."""
-    sid: build.SIDConfig = build.SIDConfig()
-    """How items get their Semantic IDs."""
-    init: Init = "title_mean"
-    """How SID rows start."""
-    flow: Flow = "extended_base"
-    """Where SID rows live."""
-    prompts: str | None = None
-    """A folder of templates of one's own (`llmrec recipes cp`); None takes those that ship with llmrec."""
-    cpt: StageConfig
-    """Continued pretraining."""
-    sft: StageConfig | None = None
-    """Supervised fine-tuning; None ends with the checkpoint of cpt."""
-    serving: ServingConfig = ServingConfig()
-    """Defaults of the checkpoint."""
-    eval: EvalConfig = EvalConfig()
-    """Evaluation."""
-    untrained: bool = True
-    """Whether the same model with untrained SID rows stands in the evaluation's table."""
-    seed: int = 0
-    """Of SID rows, and of the weights of a model from scratch; stages have their own."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> PipelineConfig:
-        for name, stage in (("cpt", self.cpt), ("sft", self.sft)):
-            if stage is None:
-                continue
-            if stage.method == "full" and (self.flow == "adapter" or name == "sft"):
-                raise ValueError(f'{name}.method full has no place in flow "{self.flow}": use lora')
-        if self.sft is not None and self.sft.train_sid_rows and self.flow == "extended_base":
-            raise ValueError('sft.train_sid_rows must be false in flow "extended_base": the rows belong to the base')
-        return self
-
-    @property
-    def stages(self) -> dict[str, StageConfig]:
-        """The training stages in their order."""
-        return {"cpt": self.cpt, **({"sft": self.sft} if self.sft else {})}
-
-    @property
-    def normalise(self) -> Normalise:
-        """Of the search: what training's head was normalised over, unless the recipe says otherwise."""
-        return self.serving.normalise or next(reversed(self.stages.values())).head
-
-    @property
-    def explains(self) -> bool:
-        """Whether a stage teaches explanations."""
-        return any("explain" in stage.tasks for stage in self.stages.values())
 
 
 @dataclass(frozen=True)
@@ -140,16 +69,6 @@ class RunResult:
     report: Path
     explanations: list[dict[str, Any]]
     dataset: Dataset
-
-
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """Read a pipeline recipe by shipped name or path, with dotted ``key=value`` overrides.
-
-    Raises:
-        InputError: there is no such recipe, or it is not YAML.
-        ConfigError: unknown keys or wrong values, all of them.
-    """
-    return load_config(PipelineConfig, recipes.find(name_or_path), overrides)
 
 
 def run_pipeline(config: PipelineConfig, folder: Path, console: Console) -> RunResult:
@@ -186,9 +105,11 @@ class _Run:
     def result(self) -> RunResult:
         from llmrec.eval.result import EvalResult
 
-        self._stage("sid", self._sid_parts(), [self.folder / "sid"], self._make_sids)
+        self._stage("sid", sid_parts(self.config, self.dataset), [self.folder / "sid"], self._make_sids)
         for name in self.config.stages:
             self._stage(name, self._train_parts(name), [self.folder / name], self._train)
+        with suppress(OSError):  # states of a recipe with other stages may be in there
+            (self.folder / "work").rmdir()
         told = self.folder / "eval" / "explanations.json"
         self._stage("eval", self._eval_parts(), [told, self.folder / "eval" / "eval.json"], self._evaluate)
         evaluation = EvalResult.load(self.folder / "eval")
@@ -198,12 +119,9 @@ class _Run:
 
     # -- what a stage's result depends on --------------------------------------------------------------------------
 
-    def _sid_parts(self) -> dict[str, Any]:
-        return sid_parts(self.config, self.dataset)
-
     def _train_parts(self, name: str) -> dict[str, Any]:
-        before = {"cpt": self._sid_parts(), "sft": self._train_parts("cpt") if name == "sft" else {}}[name]
         config = self.config
+        before = sid_parts(config, self.dataset) if name == "cpt" else self._train_parts("cpt")
         own = {
             name: config.stages[name].model_dump(mode="json", exclude={"save_steps", "trackers"}),
             "flow": config.flow,
@@ -212,6 +130,7 @@ class _Run:
         }
         if name == "cpt":
             own |= {"base": config.base.model_dump(mode="json"), "init": config.init, "seed": config.seed}
+            own["base_files"] = _stamps(Path(config.base.model or "").expanduser()) if config.base.model else {}
         return {**before, **own, "serving": {**config.serving.model_dump(mode="json"), "normalise": config.normalise}}
 
     def _eval_parts(self) -> dict[str, Any]:
@@ -226,7 +145,10 @@ class _Run:
 
     def _make_sids(self, name: str, key: str) -> None:
         from llmrec.folders import written_beside
+        from llmrec.models import model_folder
 
+        if self.config.base.model:
+            model_folder(self.config.base.model)  # a base that is not there shall not come out after minutes of work
         made = build.build_table_of(self.config.sid, self.dataset)
         with written_beside(self.folder / "sid", overwrite=True) as work:
             made.table.save(work)
@@ -238,6 +160,7 @@ class _Run:
         from llmrec.train import cpt, sft
         from llmrec.train.stage import run_stage
 
+        _quiet_libraries()
         config, stage = self.config, self.config.stages[name]
         cpt_folder = self.folder / "cpt"
         start: Checkpoint | None = None
@@ -291,7 +214,7 @@ class _Run:
             ),
             serving=ServingCard(
                 window=config.serving.window,
-                max_length=max(each.max_length for each in config.stages.values()),
+                max_length=config.max_length,
                 normalise=config.normalise,
                 num_beams=config.serving.num_beams,
             ),
@@ -324,9 +247,9 @@ class _Run:
         from llmrec.prompts.renderer import Renderer
         from llmrec.recommender import Recommender
 
+        _quiet_libraries()
         config = self.config
         checkpoint = Checkpoint.load(self.final)
-        recommender = Recommender(checkpoint)
         models = {"llmrec": Generator.of_checkpoint(checkpoint, label="llmrec")}
         if config.untrained:
             model, extension = self._extended_base()
@@ -336,6 +259,7 @@ class _Run:
                 Searcher(model, trie, table.token_ids or (), normalise=config.normalise),
                 Renderer(extension.tokenizer, table, self.templates),
                 window=config.serving.window,
+                max_length=config.max_length,
                 label="untrained",
             )
         with shown(self.console) as progress:
@@ -348,6 +272,7 @@ class _Run:
                 progress=progress,
             )
         result.save(self.folder / "eval")
+        recommender = Recommender(checkpoint, models["llmrec"].searcher.model)
         told = self._explanations(recommender, result) if config.explains else []
         (self.folder / "eval" / "explanations.json").write_text(
             json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -378,7 +303,7 @@ class _Run:
 
     def _report(self, evaluation: EvalResult, explanations: Sequence[dict[str, Any]]) -> Path:
         from llmrec.eval.report import ShownExplanation, StageTime, write_report
-        from llmrec.train.progress import TrainingLog
+        from llmrec.train.log import TrainingLog
 
         return write_report(
             self.folder / "report.html",
@@ -411,4 +336,27 @@ def run_folder(config: PipelineConfig, root: Path) -> Path:
 
 def sid_parts(config: PipelineConfig, dataset: Dataset) -> dict[str, Any]:
     """What the SIDs of a run depend on; a run whose stage ``sid`` was made of these has the SIDs of `config`."""
-    return {"sid": config.sid.model_dump(mode="json"), "data": dataset.fingerprint, "version": build.VERSION}
+    sid = config.sid
+    own_files = {sid.index.path} if sid.index else {sid.embeddings.path, sid.embeddings.ids}
+    return {
+        "sid": sid.model_dump(mode="json"),
+        "sid_files": {name: sha256_file(Path(name).expanduser()) for name in sorted(filter(None, own_files))},
+        "data": dataset.fingerprint,
+        "version": build.VERSION,
+    }
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and notes of libraries off: the stages tell their own progress."""
+    from datasets.utils.logging import disable_progress_bar
+    from transformers.utils import logging
+
+    disable_progress_bar()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _stamps(folder: Path) -> dict[str, str]:
+    """Size and time of a local base's files: hashing gigabytes at each start would take longer than it saves."""
+    stats = {path.name: path.stat() for path in sorted(folder.glob("*")) if path.is_file()}
+    return {name: f"{stat.st_size} bytes, time {stat.st_mtime_ns}" for name, stat in stats.items()}

@@ -19,6 +19,8 @@ from typing import Any
 
 from rich.console import Console
 
+from llmrec.data.assets import sha256_file
+
 
 @dataclass(frozen=True)
 class StageRun:
@@ -53,6 +55,7 @@ class StageCache:
         self.folder = folder
         self.console = console
         self.runs: list[StageRun] = []
+        self._outputs: dict[str, str] = {}
 
     def run(
         self,
@@ -63,17 +66,22 @@ class StageCache:
     ) -> StageRun:
         """Run `work`, unless its last complete run had the same `parts` and its `outputs` are there.
 
+        What the stages before it left counts among the parts: a stage that ran again and gave something else (another
+        number of threads is enough) makes those behind it run again.
+
         Args:
             name: of the stage.
             parts: everything that decides the result (settings, input fingerprints, a version); JSON values.
             outputs: files or folders that the stage leaves.
             work: gets the stage's key (12 hex digits), by which unfinished work of the same settings is recognised.
         """
-        flat, key = _flat_and_key(parts)
+        inputs = {run.name: self._outputs[run.name] for run in self.runs}
+        flat, key = _flat_and_key({**parts, **({"inputs": inputs} if inputs else {})})
         record = self.folder / "stages" / f"{name}.json"
         last = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
         why = self._why(last, key, flat, outputs)
         if last is not None and not why:
+            self._outputs[name] = last["outputs"]
             done = StageRun(name, False, "nothing changed", last["wall_s"], last["cpu_s"], last["peak_rss_mb"])
             self.console.print(f"[dim]{name:>5}  done before ({last['wall_s']:.0f} s)[/dim]", highlight=False)
         else:
@@ -83,7 +91,8 @@ class StageCache:
             work(key)
             seconds = (round(time.perf_counter() - wall, 2), round(time.process_time() - cpu, 2))
             done = StageRun(name, True, why, *seconds, peak_rss_mb())
-            self._write(record, {"key": key, "parts": flat, **_measured(done)})
+            self._outputs[name] = _fingerprint(outputs)
+            self._write(record, {"key": key, "outputs": self._outputs[name], "parts": flat, **_measured(done)})
         self.runs.append(done)
         self.write_timing()
         return done
@@ -107,13 +116,17 @@ class StageCache:
     @staticmethod
     def _why(last: Mapping[str, Any] | None, key: str, flat: Mapping[str, Any], outputs: list[Path]) -> str:
         if last is None:
-            return "first run"
+            return "no finished run yet"
         if missing := [path.name for path in outputs if not path.exists()]:
             return f"{', '.join(missing)} is not there any more"
         if last["key"] == key:
             return ""
         before = last["parts"]
         changed = sorted(name for name in before.keys() | flat.keys() if before.get(name) != flat.get(name))
+        settings = [name for name in changed if not name.startswith("inputs.")]
+        if not settings:
+            return f"{', '.join(name.removeprefix('inputs.') for name in changed)} left something else this time"
+        changed = settings
         told = [f"{name}: {before.get(name)} -> {flat.get(name)}" for name in changed[:3]]
         return "changed: " + "; ".join(told) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 
@@ -122,6 +135,16 @@ def is_done(folder: Path, name: str, parts: Mapping[str, Any]) -> bool:
     """Whether the stage `name` of the run in `folder` has finished with these `parts`; see `StageCache.run`."""
     record = folder / "stages" / f"{name}.json"
     return record.exists() and json.loads(record.read_text(encoding="utf-8"))["key"] == _flat_and_key(parts)[1]
+
+
+def _fingerprint(outputs: list[Path]) -> str:
+    """SHA-256 over names and contents of the files of a stage, at about a second per gigabyte."""
+    digest = hashlib.sha256()
+    for output in outputs:
+        for path in sorted(output.rglob("*")) if output.is_dir() else [output]:
+            if path.is_file():
+                digest.update(f"{path.relative_to(output.parent)}\n{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _flat_and_key(parts: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -10,7 +10,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmrec.pipeline import PipelineConfig, RunResult
+    from llmrec.pipeline import RunResult
+    from llmrec.pipeline_config import PipelineConfig
 
 app = typer.Typer(add_completion=False)
 
@@ -38,7 +39,6 @@ def run(
         return
     folder = run_folder(config, runs)
     console.print(f"[bold]{config.name}[/bold] in {folder}", highlight=False)
-    quiet_libraries()
     try:
         result = run_pipeline(config, folder, console)
     except KeyboardInterrupt:
@@ -47,16 +47,6 @@ def run(
         )
         raise
     _print_result(config, result, console)
-
-
-def quiet_libraries() -> None:
-    """Progress bars and notes of libraries off: the stages tell their own progress."""
-    from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging
-
-    disable_progress_bar()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def _print_plan(config: PipelineConfig, console: Console) -> None:
@@ -84,7 +74,7 @@ def _print_result(config: PipelineConfig, result: RunResult, console: Console) -
     print_examples(users, console)
     for told in result.explanations:
         console.print(f"\n[bold]Why {told['item']}, for user {told['user_id']}?[/bold]", highlight=False)
-        console.print(told["text"], highlight=False, markup=False)
+        console.print(told["text"] or "  (the model said nothing)", highlight=False, markup=False)
         if told["unknown"]:
             console.print(f"  names {len(told['unknown'])} titles the catalogue lacks: {', '.join(told['unknown'])}")
     valid = _valid_losses(config, result)
@@ -97,7 +87,7 @@ def _print_result(config: PipelineConfig, result: RunResult, console: Console) -
 
 
 def _valid_losses(config: PipelineConfig, result: RunResult) -> str:
-    from llmrec.train.progress import TrainingLog
+    from llmrec.train.log import TrainingLog
 
     told = []
     for name in config.stages:

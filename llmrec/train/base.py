@@ -6,6 +6,7 @@ SIDs and settings are sound, and what studies on small machines use.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,9 @@ _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+_OURS = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "dtype"}
+"""Settings of a transformers config that follow from the tokenizer and from `BaseConfig.dtype`."""
 
 
 class BaseConfig(Config):
@@ -39,6 +43,8 @@ class BaseConfig(Config):
             raise ValueError("give either model (a checkpoint) or config (a model from scratch)")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("config needs a model_type, such as llama or qwen3")
+        if given := sorted(_OURS & (self.config or {}).keys()):
+            raise ValueError(f"config may not set {', '.join(given)}: the tokenizer and base.dtype decide")
         return self
 
 
@@ -50,7 +56,7 @@ def make_base(config: BaseConfig, texts: Iterable[str], seed: int) -> tuple[Any,
         seed: of the weights of a model from scratch.
 
     Raises:
-        ConfigError: transformers does not know the config, or not one of its settings.
+        ConfigError: transformers does not know the config or one of its settings, or the model they give cannot run.
     """
     if config.model is not None:
         return load_base(config.model, dtype=config.dtype)
@@ -61,37 +67,55 @@ def make_base(config: BaseConfig, texts: Iterable[str], seed: int) -> tuple[Any,
 
     tokenizer = train_tokenizer(texts, config.tokenizer_size)
     shape = model_shape(config, tokenizer)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(shape, dtype=torch_dtype(config.dtype))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = transformers.AutoModelForCausalLM.from_config(shape, dtype=torch_dtype(config.dtype)).eval()
+        with torch.no_grad():
+            model(input_ids=torch.zeros((1, 2), dtype=torch.long))  # some contradictions show in the first step only
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise _unusable(f"no language model can be made of it: {_first_line(error)}") from error
     model.generation_config = neutral_generation_config(model)
-    return model.eval(), tokenizer
+    return model, tokenizer
 
 
 def model_shape(config: BaseConfig, tokenizer: Any) -> Any:
     """The transformers config of a model from scratch.
 
     Raises:
-        ConfigError: transformers does not know the model type, or not one of its settings.
+        ConfigError: transformers does not know the model type or one of its settings, or refuses a value.
     """
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     settings = dict(config.config or {})
     model_type = settings.pop("model_type")
     try:
         known = transformers.AutoConfig.for_model(model_type)
     except ValueError as error:
-        raise ConfigError("base.config cannot be used:", [f"model_type {model_type!r} is not known"]) from error
-    if unknown := sorted(name for name in settings if not hasattr(known, name)):
-        raise ConfigError("base.config cannot be used:", [f"{model_type} has no setting {name!r}" for name in unknown])
-    return transformers.AutoConfig.for_model(
-        model_type,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **settings,
-    )
+        near = difflib.get_close_matches(str(model_type), transformers.CONFIG_MAPPING, n=1)
+        advice = f"; did you mean {near[0]!r}?" if near else ""
+        raise _unusable(f"transformers knows no model_type {model_type!r}{advice}") from error
+    names = {*known.to_dict(), *known.attribute_map}
+    if unknown := sorted(name for name in settings if name not in names):
+        near_misses = {name: difflib.get_close_matches(name, names, n=1) for name in unknown}
+        raise _unusable(
+            *(
+                f"{model_type} has no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                for name, near in near_misses.items()
+            )
+        )
+    try:
+        return transformers.AutoConfig.for_model(
+            model_type,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **settings,
+        )
+    except (StrictDataclassError, ValueError, TypeError, LookupError) as error:
+        raise _unusable(str(error).splitlines()[-1].strip()) from error
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Any:
@@ -116,3 +140,11 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Any:
     )
     tokenizer.chat_template = _CHAT_TEMPLATE
     return tokenizer
+
+
+def _unusable(*problems: str) -> ConfigError:
+    return ConfigError("base.config cannot be used:", problems, hint="it takes what transformers' config class takes")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

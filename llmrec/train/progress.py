@@ -1,45 +1,15 @@
-"""What a training run tells: progress with an ETA on the console, and a log file that the report plots."""
+"""What a training run tells: progress with an ETA on the console, and rows for the log file."""
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-
-class TrainingLog:
-    """A JSON-lines file of one stage: ``stage, step, steps, seconds, tokens`` and what was measured there.
-
-    A resumed run cuts the file back to the step it resumes from, so that no step is in it twice.
-    """
-
-    def __init__(self, path: Path, stage: str) -> None:
-        self.path = path
-        self.stage = stage
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows so far; the half-written last line of a killed run is not one."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def cut(self, step: int) -> float:
-        """Forget rows beyond `step`; returns the seconds that the rest took."""
-        rows = [row for row in self.rows() if row["step"] <= step] if step else []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return max((float(row["seconds"]) for row in rows), default=0.0)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Append one row."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": self.stage, **row}) + "\n")
+from llmrec.train.log import TrainingLog
 
 
 class LogCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
@@ -127,8 +97,13 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also after an error or Ctrl-C, which no event tells."""
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
 
     def _say(self, text: str) -> None:
         self._console.print(f"{self._log.stage:>4}  {text}", highlight=False)

@@ -1,14 +1,7 @@
-"""Runs one training stage to its end, from the last state a killed run has left.
-
-A state (HF Trainer's ``checkpoint-N``) counts as complete when its ``trainer_state.json``, the last file to be written,
-can be read; anything younger is thrown away. States are for resuming on this machine and are deleted when the stage is
-done: what a stage hands on is a `llmrec.checkpoint.Checkpoint`, without pickle.
-"""
+"""Runs one training stage to its end, from the last state a killed run has left (`llmrec.train.states`)."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +18,9 @@ from llmrec.prompts.renderer import Renderer
 from llmrec.prompts.task import hash_number
 from llmrec.train.batches import Batches, build_batches, collate, valid_batches
 from llmrec.train.config import StageConfig
-from llmrec.train.progress import LogCallback, TrainingLog
+from llmrec.train.log import TrainingLog
+from llmrec.train.progress import LogCallback
+from llmrec.train.states import KEPT, full_disk_told, last_state, require_room
 from llmrec.train.trainer import RecommenderTrainer
 
 
@@ -78,6 +73,7 @@ def run_stage(
 
     Raises:
         InputError: the tasks make no row.
+        EnvironmentProblem: the disk has no room for states to resume from.
     """
     console = console or Console()
     batches = build_batches(config, renderer, dataset.catalog, train_sequences(dataset))
@@ -91,6 +87,8 @@ def run_stage(
     steps = -(-len(batches.dataset) // config.gradient_accumulation)
     training_log = TrainingLog(log, name)
     state = last_state(work)
+    require_room(name, model, work, -(-steps // config.save_steps))
+    progress = LogCallback(training_log, tokens=batches.tokens, console=console)
     pad_id = tokenizer.pad_token_id or 0  # any id does: padding lies behind all that is read
     trainer = RecommenderTrainer(
         model=model,
@@ -99,14 +97,18 @@ def run_stage(
         eval_dataset=_valid_dataset(config, renderer, dataset, window),
         processing_class=tokenizer,
         data_collator=lambda rows: collate(rows, pad_id),
-        callbacks=[LogCallback(training_log, tokens=batches.tokens, console=console), *callbacks],
+        callbacks=[progress, *callbacks],
         table=renderer.table,
         stage=config,
     )
     trainer.remove_callback(PrinterCallback)
     if state:
         console.print(f"{name:>4}  resuming from {state.name.replace('checkpoint-', 'step ')}", highlight=False)
-    trainer.train(resume_from_checkpoint=str(state) if state else None)
+    try:
+        with full_disk_told(name, work):
+            trainer.train(resume_from_checkpoint=str(state) if state else None)
+    finally:
+        progress.close()
     if not any(row["step"] == steps and "valid_loss" in row for row in training_log.rows()):
         trainer.evaluate()
     rows = training_log.rows()
@@ -116,18 +118,6 @@ def run_stage(
         seconds=max((row["seconds"] for row in rows), default=0.0),
         valid_losses=tuple((row["step"], row["valid_loss"]) for row in rows if "valid_loss" in row),
     )
-
-
-def last_state(work: Path) -> Path | None:
-    """The youngest complete state below `work`; states that a kill has left half-written are removed."""
-    states = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in reversed(states):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            return path
-        except (FileNotFoundError, json.JSONDecodeError):
-            shutil.rmtree(path)
-    return None
 
 
 def _evaluate_every(config: StageConfig, steps: int) -> int:
@@ -155,7 +145,7 @@ def _arguments(config: StageConfig, steps: int, work: Path, *, fresh: bool) -> S
         eval_on_start=fresh,
         save_strategy="steps",
         save_steps=config.save_steps,
-        save_total_limit=2,
+        save_total_limit=KEPT,
         report_to=config.trackers or "none",
         seed=config.seed,
         data_seed=config.seed,

@@ -1,9 +1,9 @@
 """`RecommenderTrainer`: TRL's SFTTrainer with the loss over targets, rows of their own learning rate, frozen base rows.
 
-What is overridden, all of it public API of transformers' Trainer: ``compute_loss`` (hidden states go to `TargetHead`, so
-that no full logits are made), ``create_optimizer`` (SID rows learn at ``sid_learning_rate``) and ``prediction_step``
-(losses only). Batches come ready-made and in order (`llmrec.train.batches`), so the sampler is sequential and a resumed
-run sees exactly the batches that an uninterrupted one would have seen.
+What is overridden, all of it public API of transformers' Trainer: ``compute_loss`` (hidden states go to `TargetHead`,
+so that no full logits are made), ``create_optimizer`` (SID rows learn at ``sid_learning_rate``) and
+``prediction_step`` (losses only). Batches come ready-made and in order (`llmrec.train.batches`), so the sampler is
+sequential and a resumed run sees exactly the batches that an uninterrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from llmrec.train.loss import TargetHead, TargetLoss
 
 class RecommenderTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
     """Trains one stage; see the module's docstring. `table` holds the SIDs, `stage` the settings."""
+
+    optimizer: Any
 
     def __init__(self, *args: Any, table: SIDTable, stage: StageConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,7 +49,7 @@ class RecommenderTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> Any:
         """AdamW with three groups: weights, weights without decay (norms, biases), SID rows."""
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(self.model))
@@ -75,7 +77,7 @@ class RecommenderTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
             return self._target_head(states, inputs["labels"], inputs["sid_level"])
 
 
-def row_parameters(model: nn.Module) -> set[int]:
+def row_parameters(model: Any) -> set[int]:
     """``id`` of the parameters that hold SID rows: embedding and head, or an adapter's trainable rows."""
     from peft import PeftModel
 

@@ -108,7 +108,7 @@ def test_full_cpt_moves_weights_and_sid_rows_and_keeps_base_rows_bit_identical(w
     assert not torch.equal(after["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
     first, last = result.valid_losses[0], result.valid_losses[-1]
     assert (first[0], last[0]) == (0, result.steps)
-    assert last[1] < first[1] - 0.15
+    assert last[1] < first[1] - 0.05
 
 
 @pytest.mark.parametrize("tied", [True, False])
