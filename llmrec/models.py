@@ -8,7 +8,7 @@ checkpoints carry (``top_k``, ``repetition_penalty``) bend constrained search (M
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 DTypeName = Literal["auto", "float32", "bfloat16"]
 """``auto`` is bfloat16 on a GPU that has it and on a CPU that computes it natively (AMX, AVX512-BF16), else float32."""
 
-_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+_WEIGHTS = "*.safetensors"
+_DESCRIPTION = ("*.json", "*.jinja", "tokenizer.model")
 
 
 def torch_dtype(dtype: DTypeName) -> torch.dtype:
@@ -41,16 +42,21 @@ def torch_dtype(dtype: DTypeName) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def model_folder(reference: str | Path) -> Path:
+def model_folder(reference: str | Path, *, weights: bool = True) -> Path:
     """The local folder of a base model; assets are fetched, hub models downloaded, where the caches lack them.
+
+    Args:
+        reference: a local folder, a hub id or ``asset:NAME``.
+        weights: False leaves a hub model's weights where they are and brings its config and tokenizer, a few MB.
 
     Raises:
         InputError: a path that does not exist or holds no model in safetensors, an unknown asset or hub id.
         EnvironmentProblem: it cannot be fetched.
     """
     found = resolve_asset(str(reference), kind="model")
-    folder = found if isinstance(found, Path) else _from_hub(found)
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    files = (*_DESCRIPTION, _WEIGHTS) if weights else _DESCRIPTION
+    folder = found if isinstance(found, Path) else _from_hub(found, files)
+    if not (folder / "config.json").is_file() or (weights and not any(folder.glob(_WEIGHTS))):
         raise InputError(
             f"{folder} holds no language model: config.json and *.safetensors are needed",
             hint="adapters are merged first (Checkpoint.export_merged); *.bin files are pickles and are not read",
@@ -114,7 +120,7 @@ def _tensors_of_folder(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     from safetensors import safe_open
 
     place: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob(_WEIGHTS)):
         with safe_open(path, framework="pt") as file:
             place |= dict.fromkeys(file.keys(), path)
     if not place:
@@ -137,12 +143,12 @@ def _is_tied(model: PreTrainedModel) -> bool:
     return bool(model.get_output_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr())
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except RepositoryNotFoundError as error:
         raise InputError(
             f"the hub has no model {name!r}, or it needs a login", hint="check the id, or run `hf auth login`"

@@ -51,6 +51,28 @@ def stats(
         typer.echo(f"curves: {plot}", err=as_json)
 
 
+@app.command()
+def preview(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe for `llmrec run`.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changed settings.")] = None,
+    stage: Annotated[str, typer.Option(help="cpt or sft.")] = "cpt",
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each task.")] = 2,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs, whose SIDs are used where they fit.")] = Path("runs"),
+) -> None:
+    """Show training rows as the model will see them: what carries loss, how long, what is cut."""
+    import transformers
+    from rich.console import Console
+
+    from llmrec.cli.preview import print_preview
+    from llmrec.pipeline_config import load_recipe
+    from llmrec.preview import preview_stage
+
+    config = load_recipe(recipe, overrides or [])
+    transformers.utils.logging.disable_progress_bar()
+    console = Console(highlight=False)
+    print_preview(preview_stage(config, stage, runs, say=console.print), rows, console)
+
+
 def data_config(source: str) -> DataConfig:
     """The data settings that `source` names: a data folder, an archive or an asset itself, else a recipe's ``data:``.
 

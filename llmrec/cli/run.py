@@ -35,7 +35,7 @@ def run(
     console = Console(soft_wrap=True)
     config = load_recipe(recipe, overrides or [])
     if plan:
-        _print_plan(config, console)
+        _print_plan(config, runs, console)
         return
     folder = run_folder(config, runs)
     console.print(f"[bold]{config.name}[/bold] in {folder}", highlight=False)
@@ -49,20 +49,20 @@ def run(
     _print_result(config, result, console)
 
 
-def _print_plan(config: PipelineConfig, console: Console) -> None:
+def _print_plan(config: PipelineConfig, runs: Path, console: Console) -> None:
     from rich.table import Table
 
-    from llmrec.train.plan import make_plan
+    from llmrec.plan import make_plan
 
-    made = make_plan(config)
+    made = make_plan(config, runs)
     table = Table("stage", "rows", "tokens", "minutes", "memory", title=f"Plan of {config.name}", title_justify="left")
     for stage in made.stages:
         table.add_row(
-            stage.name, f"{stage.rows:,}", f"{stage.tokens:,}", f"{stage.minutes:.0f}", f"{stage.memory_gb:.1f} GB"
+            stage.name, f"{stage.rows:,}", f"{stage.tokens:,}", f"{stage.minutes:.1f}", f"{stage.memory_gb:.1f} GB"
         )
     console.print(table)
     for line in made.lines:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
 
 
 def _print_result(config: PipelineConfig, result: RunResult, console: Console) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from llmrec.data.catalog import Catalog
 from llmrec.prompts.renderer import Renderer
 from llmrec.prompts.segments import Rendered
-from llmrec.prompts.task import hash_number
+from llmrec.prompts.task import Example, hash_number
 from llmrec.train.config import StageConfig
 
 if TYPE_CHECKING:
@@ -71,12 +71,7 @@ def render_epoch(
     dropped: Counter[str] = Counter()
     for name, task in config.make_tasks().items():
         examples = task.examples(catalog, sequences, config.seed)
-        share = config.tasks[name].share
-        chosen = [
-            row
-            for row in examples.rows
-            if share == 1 or hash_number(f"{config.seed}:{epoch}:{row.row_id}") < share * 2**64
-        ]
+        chosen = epoch_rows(config, name, examples.rows, epoch)
         seed = config.seed + epoch
         rows[name] = [renderer.render(row, phrasing_seed=seed, max_length=config.max_length) for row in chosen]
         for reason, count in examples.skipped.items():
@@ -84,6 +79,14 @@ def render_epoch(
         dropped["history items beyond max_length"] += sum(row.truncated_items for row in rows[name])
         dropped["items without a SID"] += sum(row.skipped_items for row in rows[name])
     return rows, dropped
+
+
+def epoch_rows(config: StageConfig, task: str, rows: Sequence[Example], epoch: int) -> list[Example]:
+    """Those of a task's `rows` that its ``share`` chooses for `epoch`, by a hash of seed, epoch and row."""
+    share = config.tasks[task].share
+    if share == 1:
+        return list(rows)
+    return [row for row in rows if hash_number(f"{config.seed}:{epoch}:{row.row_id}") < share * 2**64]
 
 
 def group(lengths: Sequence[int], batch_tokens: int, rng: np.random.Generator) -> list[list[int]]:
