@@ -2,7 +2,36 @@
 
 import os
 
+import pytest
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A finished run of `tests.tiny_run`: (recipe, result, console text). Copy its folder to change it."""
+    import torch
+
+    from tests.tiny_run import run, write_recipe
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("tiny-run")
+    recipe = write_recipe(folder)
+    result, shown = run(recipe, folder / "runs" / "tiny")
+    torch.set_num_threads(threads)
+    return recipe, result, shown
+
+
+@pytest.fixture
+def one_thread():
+    """Sums in one order, so that equal runs give equal bits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

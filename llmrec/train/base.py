@@ -115,7 +115,9 @@ def model_shape(config: BaseConfig, tokenizer: Any) -> Any:
             **settings,
         )
     except (StrictDataclassError, ValueError, TypeError, LookupError) as error:
-        raise _unusable(str(error).splitlines()[-1].strip()) from error
+        # transformers puts the validator on a first line, then "ValueError: " and what is wrong
+        last = str(error).splitlines()[-1].strip()
+        raise _unusable(last.partition("Error: ")[2] or last) from error
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from trl import SFTTrainer
 
@@ -26,6 +27,10 @@ class RecommenderTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
 
     def __init__(self, *args: Any, table: SIDTable, stage: StageConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if isinstance(self.model, PeftModel):
+            # PEFT compares vocabularies with the base it finds under this name, on the hub if need be, and would save
+            # the whole extended matrix with each state. What `Checkpoint` hands on names its base itself.
+            self.model.peft_config["default"].base_model_name_or_path = None
         self._stage = stage
         self._target_head = TargetHead(self.model, table, stage.head)
 
@@ -79,8 +84,6 @@ class RecommenderTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
 
 def row_parameters(model: Any) -> set[int]:
     """``id`` of the parameters that hold SID rows: embedding and head, or an adapter's trainable rows."""
-    from peft import PeftModel
-
     if isinstance(model, PeftModel):
         return {id(parameter) for name, parameter in model.named_parameters() if "trainable_tokens_delta" in name}
     return {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
