@@ -51,13 +51,13 @@ class MismatchError(InputError):
     """Two things that must belong together do not (a checkpoint and a SID table, an adapter and its base)."""
 
 
-class EnvironmentProblem(LLMRecError):
+class EnvironmentProblem(LLMRecError):  # noqa: N818 - the machine, not the program, is at fault
     """The machine lacks something: disk space, memory, a network, an optional package (exit code 3)."""
 
     exit_code = 3
 
 
-class TargetMissed(LLMRecError):
+class TargetMissed(LLMRecError):  # noqa: N818 - a result, not a fault
     """A benchmark or a check ran well and its target was not reached (exit code 1)."""
 
     exit_code = 1

@@ -19,8 +19,8 @@ def cooccurrence_embeddings(
 ) -> np.ndarray:
     """Embed items by who has them.
 
-    With ``X = U S V'`` (X scaled, see the module) of rank `embedding_size`, the vectors are the rows of ``V S``, scaled to length 1. Where the
-    matrix has a smaller rank than `embedding_size`, the further columns are zero.
+    With ``X = U S V'`` (X scaled, see the module) of rank `embedding_size`, the vectors are the rows of ``V S``, scaled
+    to length 1. Where the matrix has a smaller rank than `embedding_size`, the further columns are zero.
 
     Args:
         train: per user, item indices (``Split.train()``).

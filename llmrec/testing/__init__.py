@@ -1,0 +1,1 @@
+"""What tests import: tiny worlds, and conformance classes that a new implementation of a seam subclasses."""

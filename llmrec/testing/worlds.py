@@ -104,8 +104,8 @@ def tiny_tokenizer(kind: TokenizerKind = "bpe", vocab_size: int = 400) -> Any:
         corpus = Path(folder) / "corpus.txt"
         corpus.write_text("\n".join(_corpus()), encoding="utf-8")
         sentencepiece.SentencePieceTrainer.train(
-            input=str(corpus), model_prefix=str(Path(folder) / "tokenizer"), vocab_size=vocab_size, model_type="bpe", byte_fallback=True,
-            character_coverage=1.0, minloglevel=2,
+            input=str(corpus), model_prefix=str(Path(folder) / "tokenizer"), vocab_size=vocab_size, model_type="bpe",
+            byte_fallback=True, character_coverage=1.0, minloglevel=2,
         )  # fmt: skip
         return LlamaTokenizer.from_pretrained(folder, add_bos_token=kind == "spm")
 
