@@ -144,7 +144,8 @@ class TestCooccurrence:
         rng = np.random.default_rng(0)
         train = [rng.integers(0, 20, 8).astype(np.int32) for _ in range(40)]
         users = np.array([[float(item in row) for item in range(20)] for row in train])
-        left, singular, right = np.linalg.svd(users)
+        scaled = users / np.sqrt(np.outer(users.sum(axis=1), users.sum(axis=0)))
+        left, singular, right = np.linalg.svd(scaled)
         approximation = left[:, :6] * singular[:6] @ right[:6]
         columns = approximation / np.linalg.norm(approximation, axis=0)
         vectors = cooccurrence_embeddings(train, 20, embedding_size=6)
