@@ -1,13 +1,15 @@
 """`RecommenderTrainer`: TRL's SFTTrainer with the loss over targets, rows of their own learning rate, frozen base rows.
 
-What is overridden, all of it public API of transformers' Trainer: ``compute_loss`` (hidden states go to `TargetHead`,
-so that no full logits are made), ``create_optimizer`` (SID rows learn at ``sid_learning_rate``) and
-``prediction_step`` (losses only). Batches come ready-made and in order (`llmrec.train.batches`), so the sampler is
-sequential and a resumed run sees exactly the batches that an uninterrupted one would have seen.
+Three public methods are overridden and nothing private is used: ``compute_loss`` (hidden states go to `TargetHead`, so
+that no full logits are made), ``create_optimizer`` (SID rows learn at ``sid_learning_rate``) and ``log`` (losses are
+means over targets, not over batches). Batches come ready-made and in order (`llmrec.train.batches`), so the sampler is
+sequential and a resumed run sees exactly the batches that an uninterrupted one would have seen. What this relies on in
+TRL and transformers is pinned by ``tests/train/test_trl_seam.py`` and explained in ``docs/decisions/0005-trl-seam.md``.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,26 +35,36 @@ class RecommenderTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
             self.model.peft_config["default"].base_model_name_or_path = None
         self._stage = stage
         self._target_head = TargetHead(self.model, table, stage.head)
+        self._since_log = {"train": _Sums(), "eval": _Sums()}
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean negative log-likelihood over the targets of the step (all its accumulated batches)."""
-        parts = self._losses(inputs)
-        mode = "train" if self.model.training else "eval"
-        for name, total, tokens in (("sid", parts.sid, parts.sid_tokens), ("text", parts.text, parts.text_tokens)):
-            if tokens:
-                self._metrics[mode][f"{name}_loss"].append(float(total.detach()) / tokens)
+        decoder = self.accelerator.unwrap_model(self.model).get_decoder()
+        states = decoder(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
+        parts = self._target_head(states, inputs["labels"], inputs["sid_level"])
+        self._since_log[self._mode].add(parts)
         loss = parts.total / (parts.tokens if num_items_in_batch is None else num_items_in_batch)
         return (loss, {}) if return_outputs else loss
 
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor, None, None]:
-        """The loss alone: ranking metrics come from the search, not from logits."""
-        with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss.detach(), None, None
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the losses of SID and text targets since the last call; all are means over targets.
+
+        The Trainer's own ``eval_loss`` is the mean of the batches' means. Batches are of equal tokens, not of equal
+        users, so it would weigh a user with a long history more; the mean over all targets replaces it.
+        """
+        means = self._since_log[self._mode].means()
+        if self._mode == "train":
+            logs.update({name: value for name, value in means.items() if name != "loss"})
+        else:
+            logs.update({f"eval_{name}": value for name, value in means.items()})
+        self._since_log[self._mode] = _Sums()
+        super().log(logs, start_time)
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
 
     def create_optimizer(self, model: Any = None) -> Any:
         """AdamW with three groups: weights, weights without decay (norms, biases), SID rows."""
@@ -75,11 +87,31 @@ class RecommenderTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
             )
         return self.optimizer
 
-    def _losses(self, inputs: dict[str, Tensor]) -> TargetLoss:
-        decoder = self.accelerator.unwrap_model(self.model).get_decoder()
-        with self.compute_loss_context_manager():
-            states = decoder(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
-            return self._target_head(states, inputs["labels"], inputs["sid_level"])
+
+@dataclass
+class _Sums:
+    """Losses (nats) and targets since the last log; tensors, so that a GPU need not wait for each batch."""
+
+    sid: Tensor | float = 0.0
+    sid_tokens: int = 0
+    text: Tensor | float = 0.0
+    text_tokens: int = 0
+
+    def add(self, parts: TargetLoss) -> None:
+        """Count a batch in."""
+        self.sid = self.sid + parts.sid.detach()
+        self.text = self.text + parts.text.detach()
+        self.sid_tokens += parts.sid_tokens
+        self.text_tokens += parts.text_tokens
+
+    def means(self) -> dict[str, float]:
+        """Nats per target: ``loss`` over all of them, ``sid_loss`` and ``text_loss``; none without a target."""
+        sums = {
+            "loss": (self.sid + self.text, self.sid_tokens + self.text_tokens),
+            "sid_loss": (self.sid, self.sid_tokens),
+            "text_loss": (self.text, self.text_tokens),
+        }
+        return {name: float(total) / tokens for name, (total, tokens) in sums.items() if tokens}
 
 
 def row_parameters(model: Any) -> set[int]:
