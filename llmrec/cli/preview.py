@@ -10,6 +10,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from llmrec.prompts.preview import legend, preview_lines
+from llmrec.sid_vocab.table import LEVEL_LETTERS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,8 +75,9 @@ def task_lines(task: TaskSample) -> list[str]:
 
 def folded(line: Text, width: int, num_levels: int) -> list[Text]:
     """Cut a line after words and whole SIDs, into parts of at most `width` characters where that is possible."""
+    sid = "".join(rf"<{letter}_\d+>" for letter in LEVEL_LETTERS[:num_levels])
     places, start, end = [], 0, 0
-    for piece in re.finditer(rf"(?:<[a-z]_\d+>){{{num_levels}}}|\s*(?:(?!<[a-z]_\d+>)\S)+|\s+|.", line.plain):
+    for piece in re.finditer(rf"{sid}|\s*<[^<>\s]*>|\s*[^\s<]+|\s+|.", line.plain):
         if piece.end() - start > width and end > start:
             places.append(end)
             start = end
