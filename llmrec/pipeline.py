@@ -17,6 +17,7 @@ Stages that nothing changed for are skipped (`llmrec.stages`).
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Sequence
@@ -131,7 +132,9 @@ class _Run:
         if name == "cpt":
             own |= {"base": config.base.model_dump(mode="json"), "init": config.init, "seed": config.seed}
             own["base_files"] = _stamps(Path(config.base.model or "").expanduser()) if config.base.model else {}
-        return {**before, **own, "serving": {**config.serving.model_dump(mode="json"), "normalise": config.normalise}}
+        if self.folder / name == self.final:  # only this checkpoint is asked
+            own["serving"] = {**config.serving.model_dump(mode="json"), "normalise": config.normalise}
+        return {**before, **own}
 
     def _eval_parts(self) -> dict[str, Any]:
         evaluation = self.config.eval.model_dump(mode="json")
@@ -139,7 +142,11 @@ class _Run:
         return {**trained, "eval": evaluation, "untrained": self.config.untrained, "eval_version": EVAL_VERSION}
 
     def _stage(self, name: str, parts: dict[str, Any], outputs: list[Path], work: Any) -> None:
-        self.cache.run(name, parts, outputs, lambda key: work(name, key))
+        def run(key: str) -> None:
+            work(name, key)
+            gc.collect()  # a trainer hangs in reference cycles: weights and moments would weigh on the next stage
+
+        self.cache.run(name, parts, outputs, run)
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
@@ -273,7 +280,7 @@ class _Run:
             )
         result.save(self.folder / "eval")
         recommender = Recommender(checkpoint, models["llmrec"].searcher.model)
-        told = self._explanations(recommender, result) if config.explains else []
+        told = self._explanations(recommender, result) if config.explains and self.dataset.catalog.attributes else []
         (self.folder / "eval" / "explanations.json").write_text(
             json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )

@@ -164,6 +164,16 @@ def test_a_changed_setting_of_sft_runs_sft_and_evaluation_and_says_why(copied):
     assert "eval  changed: eval.exact_users: 2 -> 0; sft.learning_rate: 0.0003 -> 0.001\n" in shown
 
 
+def test_how_the_checkpoint_is_asked_does_not_train_cpt_anew(copied):
+    recipe, folder = copied
+    _, shown = run(recipe, folder, "serving.num_beams=30")
+    assert {name: stage["ran"] for name, stage in stages_of(folder).items()} == {
+        "sid": False, "cpt": False, "sft": True, "eval": True,
+    }  # fmt: skip
+    assert "sft  changed: serving.num_beams: 20 -> 30\n" in shown
+    assert Checkpoint.load(folder / "sft").card.serving.num_beams == 30
+
+
 def test_a_deleted_output_is_made_again_and_what_equals_it_is_kept(copied, one_thread):
     recipe, folder = copied
     before = fingerprint(folder / "cpt")

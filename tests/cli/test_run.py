@@ -1,5 +1,6 @@
 """``llmrec run``: what it prints, and that killed and interrupted trainings go on as if nothing had happened."""
 
+import io
 import os
 import signal
 import subprocess
@@ -7,9 +8,11 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from llmrec import cli
 from llmrec.checkpoint_card import fingerprint
+from llmrec.pipeline import load_recipe, run_pipeline
 from llmrec.train.states import last_state
 from tests.tiny_run import STAGE, write_recipe
 
@@ -30,8 +33,8 @@ def llmrec(capsys, monkeypatch):
 
 
 def long_recipe(folder):
-    """Some hundred small steps, a state every fourth."""
-    cpt = {**STAGE, "method": "full", "epochs": 30, "batch_tokens": 64, "save_steps": 4, "learning_rate": 1e-3}
+    """Some two hundred small steps, a state every fourth."""
+    cpt = {**STAGE, "method": "full", "epochs": 8, "batch_tokens": 64, "save_steps": 4, "learning_rate": 1e-3}
     lean = {"users": 4, "baselines": {}, "exact_users": 0}
     return write_recipe(folder, cpt=cpt, sft=None, eval=lean, untrained=False)
 
@@ -107,12 +110,37 @@ def test_ctrl_c_tells_where_things_are_and_exits_130(tmp_path, llmrec, monkeypat
     assert not (tmp_path / "runs/tiny/cpt").exists()
 
 
+def test_ctrl_c_gives_the_terminal_back(tiny_run, tmp_path, monkeypatch):
+    from llmrec.train import progress
+
+    def interrupted(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress.LogCallback, "on_step_end", interrupted)
+    shown = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(
+            load_recipe(write_recipe(tmp_path)), tmp_path / "run", Console(file=shown, force_terminal=True, width=100)
+        )
+    hidden, visible = shown.getvalue().rfind("\x1b[?25l"), shown.getvalue().rfind("\x1b[?25h")
+    assert -1 < hidden < visible  # the cursor
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(recipe, folder) of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    recipe = long_recipe(folder)
+    started = Started(recipe, folder)
+    code, _, err = started.end()
+    assert code == 0, err
+    return recipe, started.folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, end):
-    recipe = long_recipe(tmp_path)
-    code, out, err = Started(recipe, tmp_path / "whole").end()
-    assert code == 0, err
+def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path, end):
+    recipe, whole_folder = whole
     stopped = Started(recipe, tmp_path / "stopped").wait_for_state()
     code, out, err = stopped.end(end)
     assert code == (130 if end == signal.SIGINT else -9)
@@ -126,7 +154,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, end):
     assert code == 0, err
     assert "resuming from step" in out
     assert not (stopped.folder / "work").exists()
-    assert fingerprint(stopped.folder / "cpt") == fingerprint(tmp_path / "whole/tiny/cpt")
-    logs = [(tmp_path / name / "tiny/logs/cpt.jsonl").read_text() for name in ("whole", "stopped")]
+    assert fingerprint(stopped.folder / "cpt") == fingerprint(whole_folder / "cpt")
+    logs = [(folder / "logs/cpt.jsonl").read_text() for folder in (whole_folder, stopped.folder)]
     steps = [[line.split('"seconds"')[0] for line in log.splitlines()] for log in logs]
     assert steps[0] == steps[1]
