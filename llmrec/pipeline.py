@@ -154,6 +154,7 @@ class _Run:
         from llmrec.folders import written_beside
         from llmrec.models import model_folder
 
+        _quiet_libraries()
         if self.config.base.model:
             model_folder(self.config.base.model)  # a base that is not there shall not come out after minutes of work
         made = build.build_table_of(self.config.sid, self.dataset)

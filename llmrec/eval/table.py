@@ -16,14 +16,15 @@ from llmrec.eval.result import EvalResult
 
 TABLE_METRICS = ("Recall@1", "Recall@5", "Recall@10", "Recall@20", "NDCG@5", "NDCG@10", "NDCG@20", "MRR@20")
 _PRINTED = ("Recall@5", "Recall@10", "NDCG@10", "NDCG@20", "MRR@20")
+_IMPORTANT = ("NDCG@10", "Recall@10", "MRR@20", "Recall@5", "NDCG@20")
 _SHORT = {"Recall": "R", "NDCG": "N", "MRR": "MRR"}
 
 
 def print_table(result: EvalResult, console: Console | None = None) -> None:
-    """Print one table per mode and what is to be known about the figures; fits 100 columns."""
+    """Print one table per mode and what is to be known about the figures; a narrow console gets fewer metrics."""
     console = console or Console()
     for mode in result.modes:
-        console.print(mode_table(result, mode))
+        console.print(mode_table(result, mode, width=console.width))
         console.print()
     if result.summary["paired"]:
         console.print(
@@ -33,14 +34,16 @@ def print_table(result: EvalResult, console: Console | None = None) -> None:
         console.print(f"· {line}", highlight=False, markup=False)
 
 
-def mode_table(result: EvalResult, mode: Mode) -> Table:
-    """The table of one mode."""
+def mode_table(result: EvalResult, mode: Mode, *, width: int = 100) -> Table:
+    """The table of one mode, with as many metrics as `width` columns hold (NDCG@10 and Recall@10 always)."""
+    room = max(2, (width - 34) // 13)  # a model's name and a p-value, then 13 columns a metric
+    printed = [metric for metric in _PRINTED if metric in sorted(_PRINTED, key=_IMPORTANT.index)[:room]]
     summary = result.summary
     what = "history taken out of the ranking" if mode == "filtered" else "history stays in the ranking"
     title = f"{summary['dataset']} · {summary['split']} · {summary['users']:,} users · {mode} ({what})"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     table.add_column("model", no_wrap=True)
-    for metric in _PRINTED:
+    for metric in printed:
         name, cutoff = metric.split("@")
         table.add_column(f"{_SHORT[name]}@{cutoff} ± se", justify="right", no_wrap=True)
     tested = bool(summary["paired"])
@@ -49,7 +52,7 @@ def mode_table(result: EvalResult, mode: Mode) -> Table:
     best = best_values(result, mode)
     for model in result.models:
         cells: list[Text | str] = [Text(_cut(model, 20), style="bold cyan" if model == result.models[0] else "")]
-        for metric in _PRINTED:
+        for metric in printed:
             one = summary["modes"][mode][model][metric]
             value = (decimal(one["value"]), "bold" if one["value"] == best[metric] else "")
             cells.append(Text.assemble(value, (f" {spread(one['se'])}", "dim")))
