@@ -77,7 +77,7 @@ def folded(line: Text, width: int, num_levels: int) -> list[Text]:
     """Cut a line after words and whole SIDs, into parts of at most `width` characters where that is possible."""
     sid = "".join(rf"<{letter}_\d+>" for letter in LEVEL_LETTERS[:num_levels])
     places, start, end = [], 0, 0
-    for piece in re.finditer(rf"{sid}|\s*<[^<>\s]*>|\s*[^\s<]+|\s+|.", line.plain):
+    for piece in re.finditer(rf"\s*{sid}|\s*<[^<>\s]*>|\s*[^\s<]+|\s+|.", line.plain):
         if piece.end() - start > width and end > start:
             places.append(end)
             start = end
