@@ -5,5 +5,6 @@ reviewed in `targets.yaml`, where every case must have one.
 """
 
 BENCHES: dict[str, str] = {
+    "head": "llmrec.bench.head",
     "start": "llmrec.bench.start",
 }

@@ -40,17 +40,22 @@ def bench(
 
         table = Table("case", "peer", "ours", "theirs", "ratio", "target", "holds", box=None)
         for outcome in outcomes:
+            figures = [
+                f"{each:.4g} {outcome.unit}" if each is not None else "" for each in (outcome.ours, outcome.theirs)
+            ]
             table.add_row(
                 outcome.case,
                 escape(outcome.peer),
-                f"{outcome.ours:.4g} {outcome.unit}",
-                f"{outcome.theirs:.4g} {outcome.unit}",
-                f"{outcome.ratio:.2f}",
+                *figures,
+                f"{outcome.ratio:.2f}" if outcome.ratio is not None else "",
                 outcome.target,
-                "[green]yes[/]" if outcome.holds else "[bold red]no[/]",
+                "skipped" if outcome.skipped else "[green]yes[/]" if outcome.holds else "[bold red]no[/]",
             )
         Console().print(table)
-    missed = [outcome for outcome in outcomes if not outcome.holds]
+        for outcome in outcomes:
+            if outcome.skipped:
+                typer.echo(f"skipped: {outcome.case}: {outcome.skipped}")
+    missed = [outcome for outcome in outcomes if outcome.holds is False]
     if missed:
         raise TargetMissed(
             f"{len(missed)} of {len(outcomes)} targets missed: {', '.join(outcome.case for outcome in missed)}"
