@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
-PYTEST := $(BIN)/python -m pytest --cov=llmrec --cov-report=
+# a worker per core, each on one thread: two processes with two threads each would slow one another down tenfold
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal \
+  --cov=llmrec --cov-report=
 COVERAGE := $(BIN)/python -m coverage
 
 .DEFAULT_GOAL := help
