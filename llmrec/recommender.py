@@ -1,6 +1,6 @@
 """`Recommender`: a checkpoint put to use: recommend, score, explain.
 
-    recommender = Recommender.load("runs/quickstart/checkpoint")
+    recommender = Recommender.load("runs/quickstart/sft")
     for item in recommender.recommend(["50", "181"], k=5):
         print(item.title, item.score)
 

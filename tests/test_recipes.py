@@ -11,7 +11,7 @@ from llmrec.errors import InputError
 def shelf(tmp_path, monkeypatch):
     """A root with two pipelines, a template and a measured table."""
     for name, text in {
-        "train/pipelines/quickstart.yaml": "# llmrec run quickstart\nname: q\n",
+        "train/pipelines/quickstart.yaml": "# llmrec run quickstart\n# A first run.\nname: q\n",
         "train/pipelines/ml-100k.yaml": "name: m\n",
         "train/README.md": "# not a recipe\n",
         "prompts/title.jinja": "{# Title from SID. #}\n{{ sid }}\n",
@@ -29,7 +29,7 @@ def shelf(tmp_path, monkeypatch):
 def test_pipelines_are_named_by_stem_and_come_first(shelf):
     assert [(recipe.name, recipe.summary, recipe.is_pipeline) for recipe in recipes.shipped()] == [
         ("ml-100k", "", True),
-        ("quickstart", "llmrec run quickstart", True),
+        ("quickstart", "A first run.", True),
         ("prompts/title.jinja", "Title from SID.", False),
         ("sid_vocab/rq.yaml", "", False),
     ]
@@ -63,7 +63,7 @@ def test_an_unknown_name_gets_the_nearest_or_the_list(shelf):
 
 def test_copy_never_overwrites(shelf, tmp_path):
     target = recipes.copy("quickstart", tmp_path / "new" / "mine.yaml")
-    assert target.read_text() == "# llmrec run quickstart\nname: q\n"
+    assert target.read_text() == "# llmrec run quickstart\n# A first run.\nname: q\n"
     assert recipes.copy("quickstart", tmp_path) == tmp_path / "quickstart.yaml"
     with pytest.raises(InputError, match="exists already"):
         recipes.copy("quickstart", tmp_path)

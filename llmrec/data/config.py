@@ -16,10 +16,10 @@ class Columns(Config):
     """What: the same name in the interactions and in the items."""
     timestamp: str = "timestamp"
     """When: numbers of any unit, or ISO dates and times; ties keep the order of the file."""
-    event: str = "event"
-    """Kind of event, such as view or buy; optional unless named here."""
-    weight: str = "weight"
-    """Weight of an event, a number; optional unless named here."""
+    event: str | None = None
+    """Kind of event, such as view or buy. None takes a column ``event`` where there is one; a name must be there."""
+    weight: str | None = None
+    """Weight of an event, a number. None takes a column ``weight`` where there is one; a name must be there."""
     title: str = "title"
     """The name people know an item by."""
 

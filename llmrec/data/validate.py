@@ -24,8 +24,8 @@ _TIME_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M
 
 def check_interactions(table: Table, columns: Columns, problems: Problems) -> Interactions | None:
     """Interactions from a table, or None where `problems` now says why not."""
-    wanted = {name: getattr(columns, name) for name in (*REQUIRED, "event", "weight")}
-    required = [*REQUIRED, *(name for name in ("event", "weight") if name in columns.model_fields_set)]
+    wanted = {name: getattr(columns, name) or name for name in (*REQUIRED, "event", "weight")}
+    required = [name for name in wanted if getattr(columns, name) is not None]
     if not _check_columns(table, {name: wanted[name] for name in required}, problems):
         return None
     if table.frame.is_empty():

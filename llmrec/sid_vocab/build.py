@@ -55,7 +55,7 @@ def build_table(
     """Build the table of `item_ids`, in this row order; deterministic for a config and its inputs.
 
     Args:
-        config: the ``sid_vocab`` part of a recipe.
+        config: the ``sid`` part of a recipe.
         item_ids: (n_items,) all catalogue items.
         texts: (n_items,) what the encoder reads.
         behaviour: (n_items, size) behaviour vectors in the same order, fitted on train alone; zero rows for items
