@@ -70,7 +70,10 @@ def test_little_memory_and_disk_are_noted(monkeypatch, tmp_path):
 
 
 def test_optional_packages_say_what_they_are_for():
-    assert doctor._optional("vllm").advice in ("", "for serving on a GPU: pip install 'llmrec[vllm]'")
+    assert doctor._optional("vllm").advice in (
+        "",
+        "for a serving engine that nothing here uses yet: pip install 'llmrec[vllm]'",
+    )
 
 
 @pytest.mark.parametrize("answers", [True, False])

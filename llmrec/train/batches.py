@@ -76,7 +76,9 @@ def render_epoch(
         rows[name] = [renderer.render(row, phrasing_seed=seed, max_length=config.max_length) for row in chosen]
         for reason, count in examples.skipped.items():
             dropped[f"{name}: {reason}"] += count
-        dropped["history items beyond max_length"] += sum(row.truncated_items for row in rows[name])
+        dropped["history items before a task's max_history or beyond max_length"] += sum(
+            row.truncated_items for row in rows[name]
+        )
         dropped["items without a SID"] += sum(row.skipped_items for row in rows[name])
     return rows, dropped
 
