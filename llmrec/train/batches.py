@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,6 +74,8 @@ def render_epoch(
         chosen = epoch_rows(config, name, examples.rows, epoch)
         seed = config.seed + epoch
         rows[name] = [renderer.render(row, phrasing_seed=seed, max_length=config.max_length) for row in chosen]
+        if task.worded_answer:  # words and SIDs mixed: where the next token may be either, no position is known
+            rows[name] = [replace(row, sid_level=np.full_like(row.sid_level, -1)) for row in rows[name]]
         for reason, count in examples.skipped.items():
             dropped[f"{name}: {reason}"] += count
         dropped["history items before a task's max_history or beyond max_length"] += sum(

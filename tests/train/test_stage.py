@@ -71,6 +71,16 @@ def test_items_before_recent_items_are_counted(world: World) -> None:
     assert batches.target_items == sum(min(3, len(items)) for items in sequences)
 
 
+def test_sids_amid_words_are_learned_over_the_whole_vocabulary(world: World) -> None:
+    config = StageConfig(tasks={"explain": TaskMix()})
+    batches = build_batches(config, world.renderer, world.dataset.catalog, train_sequences(world.dataset))
+    rows = set(sid_rows(world.table).tolist())
+    labels = [token for batch in batches.dataset for row in batch["labels"] for token in row]
+    levels = [level for batch in batches.dataset for row in batch["sid_level"] for level in row]
+    assert rows & set(labels)
+    assert set(levels) == {-1}
+
+
 @pytest.mark.parametrize("head", ["level", "vocab"])
 @pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen3", False), ("gemma2", True)])
 def test_the_loss_equals_the_one_of_full_logits(tiny_dataset: Any, family: Any, tied: bool, head: Any) -> None:
