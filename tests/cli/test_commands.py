@@ -131,7 +131,7 @@ def test_doctor_prints_findings_and_fails_on_a_problem(llmrec, monkeypatch):
 
 
 def test_bench_lists_prints_writes_and_fails_on_a_missed_target(llmrec, tmp_path, monkeypatch):
-    assert llmrec("bench")[1].split() == ["start"]
+    assert llmrec("bench")[1].split() == ["head", "start"]
     outcomes = [Outcome("import", "import typer", "ms", 10.0, 20.0, 0.5, "<= 1", True, 3)]
     monkeypatch.setattr(runner, "run_bench", lambda name, quick, progress: outcomes)
     code, out, _ = llmrec("bench", "start", "--quick")

@@ -188,12 +188,17 @@ def test_a_step_of_two_batches_is_the_step_of_both_in_one(
 
 def test_logged_losses_are_means_over_targets(world: World, tmp_path: Path) -> None:
     config, batches = make_batches(world, gradient_accumulation=2)
-    made, _ = make_trainer(world, config, batches.dataset.select(range(4)), tmp_path, logging_steps=1)
+    # a step of one batch with known SIDs and one of words: the loss is the mean over the targets of both
+    counts = [_targets(batch) for batch in batches.dataset]
+    chosen = [next(place for place, count in enumerate(counts) if count[kind]) for kind in (0, 1)]
+    pair = batches.dataset.select(chosen)
+    made, _ = make_trainer(world, config, pair, tmp_path, logging_steps=1)
     made.args.learning_rate = 0.0
     made.train()
-    rows = [row for row in made.state.log_history if "grad_norm" in row]
-    assert len(rows) == 2
-    assert all({"loss", "sid_loss", "text_loss"} < row.keys() for row in rows)
+    row = next(row for row in made.state.log_history if "grad_norm" in row)
+    sid, text = (sum(counts[place][kind] for place in chosen) for kind in (0, 1))
+    expected = (sid * row["sid_loss"] + text * row["text_loss"]) / (sid + text)
+    assert row["loss"] == pytest.approx(expected, rel=1e-3)
     sequences = train_sequences(world.dataset)
     histories, targets = [each[:-1] for each in sequences], [each[-1] for each in sequences]
     valid = valid_batches(world.renderer, histories, targets, window=20, batch_tokens=200)
@@ -203,3 +208,14 @@ def test_logged_losses_are_means_over_targets(world: World, tmp_path: Path) -> N
     assert found["eval_loss"] == pytest.approx(made.evaluate(one)["eval_loss"], rel=1e-5)
     assert found["eval_sid_loss"] == found["eval_loss"]
     assert isinstance(made.args, SFTConfig)
+
+
+def _targets(batch: dict[str, Any]) -> tuple[int, int]:
+    """Targets of a batch whose position is known to be a SID, and the others."""
+    pairs = [
+        level >= 0
+        for labels, levels in zip(batch["labels"], batch["sid_level"], strict=True)
+        for label, level in zip(labels, levels, strict=True)
+        if label != IGNORED
+    ]
+    return sum(pairs), len(pairs) - sum(pairs)
