@@ -5,6 +5,7 @@ imports numpy only; the modules that run a model (`session`, `scores`, `searcher
 """
 
 from llmrec.decode.result import NORMALISATIONS, Normalise, SearchResult
-from llmrec.decode.trie import Exclusion, SIDTrie
+from llmrec.decode.trie import SIDTrie
+from llmrec.decode.trie_filter import Exclusion, RowFilter
 
-__all__ = ["NORMALISATIONS", "Exclusion", "Normalise", "SIDTrie", "SearchResult"]
+__all__ = ["NORMALISATIONS", "Exclusion", "Normalise", "RowFilter", "SIDTrie", "SearchResult"]

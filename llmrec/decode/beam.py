@@ -18,7 +18,7 @@ from llmrec.decode.reader import PrefixReader
 from llmrec.decode.result import SearchResult, best_first, collect
 from llmrec.decode.scores import ChildScorer
 from llmrec.decode.session import PrefixSession
-from llmrec.decode.trie import Exclusion
+from llmrec.decode.trie_filter import Exclusion
 from llmrec.errors import InputError
 
 

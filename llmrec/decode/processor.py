@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from llmrec.decode.trie import Exclusion, SIDTrie
+from llmrec.decode.trie import SIDTrie
+from llmrec.decode.trie_filter import Exclusion
 from llmrec.errors import InputError
 
 

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from llmrec.decode.trie import Exclusion, SIDTrie
+from llmrec.decode.trie import SIDTrie
+from llmrec.decode.trie_filter import RowFilter
 
 Normalise = Literal["vocab", "level", "legal"]
 """Over what a child's probability is normalised: the whole vocabulary (equals HF), all codes of the level (equals
@@ -50,7 +51,7 @@ def best_first(scores: np.ndarray, nodes: np.ndarray, count: int) -> np.ndarray:
 
 def collect(
     trie: SIDTrie,
-    exclusion: Exclusion | None,
+    allowed: RowFilter | None,
     leaves: np.ndarray,
     scores: np.ndarray,
     *,
@@ -64,7 +65,7 @@ def collect(
     for leaf in leaves:
         if found >= top_k:
             break
-        buckets.append(trie.members(int(leaf), exclusion))
+        buckets.append(trie.members(int(leaf), allowed))
         found += len(buckets[-1])
     bucket_of = np.repeat(np.arange(len(buckets)), [len(bucket) for bucket in buckets])[:top_k]
     items = np.concatenate(buckets)[:top_k] if buckets else np.zeros(0, dtype=np.int64)

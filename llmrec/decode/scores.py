@@ -18,7 +18,8 @@ from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 
 from llmrec.decode.result import NORMALISATIONS, Normalise
-from llmrec.decode.trie import Exclusion, SIDTrie
+from llmrec.decode.trie import SIDTrie
+from llmrec.decode.trie_filter import Exclusion
 from llmrec.errors import InputError, LLMRecError
 
 # Logits of the whole vocabulary are made for at most this many elements at a time (64 MB in fp32).

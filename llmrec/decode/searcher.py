@@ -19,7 +19,8 @@ from llmrec.decode.result import Normalise, SearchResult
 from llmrec.decode.score_items import score_items
 from llmrec.decode.scores import ChildScorer, LMHead
 from llmrec.decode.session import PrefixSession
-from llmrec.decode.trie import Exclusion, SIDTrie
+from llmrec.decode.trie import SIDTrie
+from llmrec.decode.trie_filter import Exclusion
 from llmrec.errors import InputError
 
 Prompts = Sequence[Sequence[int] | np.ndarray]

@@ -19,31 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmrec.decode.trie_filter import Exclusion, RowFilter
 from llmrec.errors import InputError
-
-
-@dataclass(frozen=True)
-class Exclusion:
-    """Items that one request may not return, as counts to subtract from the nodes above them.
-
-    Attributes:
-        rows: (m,) distinct living rows that are taken out, ascending.
-        nodes: per level 0..num_levels the distinct nodes above these rows, ascending.
-        counts: for each of `nodes`, how many of the rows lie below it.
-    """
-
-    rows: np.ndarray
-    nodes: tuple[np.ndarray, ...]
-    counts: tuple[np.ndarray, ...]
-
-    def below(self, level: int, nodes: np.ndarray) -> np.ndarray:
-        """How many excluded items lie below each of `nodes` (any shape)."""
-        known, counts = self.nodes[level], self.counts[level]
-        if not known.size:
-            return np.zeros(nodes.shape, dtype=np.int64)
-        place = np.minimum(np.searchsorted(known, nodes), known.size - 1)
-        found: np.ndarray = np.where(known[place] == nodes, counts[place], 0)
-        return found
 
 
 @dataclass(frozen=True)
@@ -187,17 +164,27 @@ class SIDTrie:
         levels.reverse()
         return Exclusion(asked, tuple(node for node, _ in levels), tuple(count for _, count in levels))
 
-    def num_living(self, level: int, nodes: np.ndarray, exclusion: Exclusion | None = None) -> np.ndarray:
-        """Living items below each of `nodes` that `exclusion` leaves."""
+    def num_living(self, level: int, nodes: np.ndarray, allowed: RowFilter | None = None) -> np.ndarray:
+        """Living items below each of `nodes` that `allowed` leaves."""
         counts: np.ndarray = self.living[level][nodes]
-        return counts if exclusion is None else counts - exclusion.below(level, nodes)
+        return counts if allowed is None else allowed.num_living(level, nodes, counts)
 
-    def children(self, level: int, nodes: np.ndarray, exclusion: Exclusion | None = None) -> Children:
+    def children(self, level: int, nodes: np.ndarray, allowed: RowFilter | None = None) -> Children:
         """Children at ``level + 1`` of the `nodes` of `level` that still hold a living item."""
         owner, node = _ranges(self.child_start[level], nodes)
-        keep = self.num_living(level + 1, node, exclusion) > 0
+        keep = self.num_living(level + 1, node, allowed) > 0
         node = node[keep]
         return Children(owner[keep], node, self.code[level + 1][node])
+
+    def parents(self, level: int, nodes: np.ndarray) -> np.ndarray:
+        """The parent, at ``level - 1``, of each of `nodes`."""
+        above: np.ndarray = self.parent[level][nodes]
+        return above
+
+    def codes_of(self, level: int, nodes: np.ndarray) -> np.ndarray:
+        """The last code of each of `nodes`."""
+        last: np.ndarray = self.code[level][nodes]
+        return last
 
     def step(self, level: int, nodes: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """The child that `codes` lead to from `nodes`, living or not; -1 where there is none."""
@@ -215,11 +202,11 @@ class SIDTrie:
             nodes = self.parent[depth][nodes]
         return codes
 
-    def members(self, leaf: int, exclusion: Exclusion | None = None) -> np.ndarray:
-        """Living rows of a bucket that `exclusion` leaves, ascending."""
+    def members(self, leaf: int, allowed: RowFilter | None = None) -> np.ndarray:
+        """Living rows of a bucket that `allowed` leaves, ascending."""
         rows: np.ndarray = self.items[self.item_start[leaf] : self.item_start[leaf + 1]]
         rows = rows[self.alive[rows]]
-        return rows if exclusion is None else rows[~np.isin(rows, exclusion.rows, assume_unique=True)]
+        return rows if allowed is None else rows[allowed.keeps(rows)]
 
 
 def _sums(values: np.ndarray, start: np.ndarray) -> np.ndarray:

@@ -1,0 +1,61 @@
+"""The seam between searches and models: a search asks for the living children of prefixes, an `Expander` scores them.
+
+Beam, exact, sampling and diverse search are written against `Expander` alone, so that every back end (torch, vLLM)
+has all of them, and every one of them is compared with the same oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from llmrec.decode.result import Normalise
+from llmrec.decode.trie import SIDTrie
+from llmrec.decode.trie_filter import RowFilter
+
+Wanted = tuple[np.ndarray, np.ndarray]
+"""Prefixes of one prompt: their levels and their nodes, two (n,) arrays; level 0 is the prompt itself."""
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Living children of the prefixes of one prompt, flat.
+
+    Attributes:
+        owner: (m,) place of the parent among the prefixes that were asked for, ascending.
+        node: (m,) child node, one level below its parent.
+        gain: (m,) float64 log-probability of the child given its parent, never above 0.
+    """
+
+    owner: np.ndarray
+    node: np.ndarray
+    gain: np.ndarray
+
+
+class Expander(Protocol):
+    """A batch of prompts that a model has read and whose continuations can be searched."""
+
+    trie: SIDTrie
+    normalise: Normalise
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts of the batch."""
+
+    @property
+    def num_forwards(self) -> int:
+        """Forwards since the prompts were read."""
+
+    def expand(
+        self, wanted: Sequence[Wanted], filters: Sequence[RowFilter | None], top: int | None = None
+    ) -> list[Expansion]:
+        """Score the living children of prefixes, the prompts' together in as few forwards as possible.
+
+        Args:
+            wanted: per prompt the prefixes to expand; none at all is fine.
+            filters: per prompt what may be returned, None where all living items may.
+            top: the best `top` children of each parent suffice; None asks for all.
+        """
