@@ -4,11 +4,15 @@ Nodes of one level are numbered in the order of their code paths, so the childre
 and "lower node" means "lower code path": the tie rule of the searches. Level 0 is the root, level `num_levels`
 holds the leaves; items that share a SID share a leaf (a bucket). Every node knows how many living items lie below
 it, so that filters prune *before* the choice: a search that only walks over nodes with a living item can neither
-name an item that does not exist nor starve. What a single request excludes is a sparse `Exclusion`, whose cost
-grows with the excluded items and not with the catalogue.
+name an item that does not exist nor starve. What a single request excludes or allows is a sparse filter, whose cost
+grows with its rows and not with the catalogue (`llmrec.decode.trie_filter`).
 
-The flat layout follows "Vectorizing the Trie" (STATIC, youtube/static-constraint-decoding); counts per node, buckets
-and per-request exclusions are ours.
+A trie never changes. `with_alive` and `with_switched` return another version that shares the structure, so that a
+request may keep the version it began with.
+
+The flat layout follows "Vectorizing the Trie" (STATIC, youtube/static-constraint-decoding); counts per node, buckets,
+versions and per-request filters are ours. Numbers are 32 bits wide, codes 8 where the codebook allows it, and there
+is no array of parents: a binary search in `child_start` finds them (docs/decisions/0007-trie-layout.md).
 """
 
 from __future__ import annotations
@@ -16,11 +20,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from llmrec.decode.trie_filter import Exclusion, RowFilter
+from llmrec.decode.trie_build import number_prefixes
+from llmrec.decode.trie_filter import Allowance, Exclusion, RowCounts, RowFilter, living_between, ranges
 from llmrec.errors import InputError
+
+_MAX_ITEMS = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
@@ -40,29 +48,31 @@ class Children:
 
 @dataclass(frozen=True)
 class SIDTrie:
-    """Prefix tree over the rows of a SID table; build it with `SIDTrie.build`.
+    """Prefix tree over the rows of a SID table; build it with `SIDTrie.build`. Arrays are read-only.
 
     Attributes:
         codebook_sizes: codes per level.
-        child_start: per level 0..L-1 offsets (nodes + 1,) into the nodes of the next level.
-        parent: per level 0..L the parent of each node (the root's is 0).
-        code: per level 0..L the last code of each node (the root's is 0).
-        leaf_of: (num_items,) the leaf of each row.
-        item_start: (leaves + 1,) offsets into `items`.
-        items: (num_items,) rows, by leaf and then ascending.
-        alive: (num_items,) which rows may be returned.
-        living: per level 0..L the number of living items below each node.
+        child_start: per level 0..L-1 int32 offsets (nodes + 1,) into the nodes of the next level.
+        code: per level 0..L the last code of each node, in the smallest unsigned type; read it by `codes_of`.
+        leaf_of: (num_items,) int32, the leaf of each row.
+        item_start: (leaves + 1,) int32 offsets into `items`.
+        items: (num_items,) int32 rows, by leaf and then ascending.
+        alive: (num_items,) bool, which rows may be returned.
+        living: per level 0..L the int32 number of living items below each node.
     """
 
     codebook_sizes: tuple[int, ...]
     child_start: tuple[np.ndarray, ...]
-    parent: tuple[np.ndarray, ...]
     code: tuple[np.ndarray, ...]
     leaf_of: np.ndarray
     item_start: np.ndarray
     items: np.ndarray
     alive: np.ndarray
     living: tuple[np.ndarray, ...]
+
+    def __post_init__(self) -> None:
+        for array in self._arrays():
+            array.flags.writeable = False
 
     @classmethod
     def build(cls, codes: np.ndarray, codebook_sizes: Sequence[int], alive: np.ndarray | None = None) -> SIDTrie:
@@ -77,60 +87,63 @@ class SIDTrie:
             InputError: there is no item, a shape does not fit, or a code lies outside of its codebook.
         """
         sizes = tuple(int(size) for size in codebook_sizes)
-        if codes.ndim != 2 or codes.shape[0] == 0 or codes.shape[1] != len(sizes) or not sizes:
+        if codes.ndim != 2 or not 0 < len(codes) <= _MAX_ITEMS or codes.shape[1] != len(sizes) or not sizes:
             raise InputError(
-                f"A trie needs codes of shape (items, levels) with at least one item; "
+                f"A trie needs codes of shape (items, levels) with at least one item and at most {_MAX_ITEMS:,}; "
                 f"given {codes.shape} for {len(sizes)} codebooks."
             )
-        wrong = np.flatnonzero(((codes < 0) | (codes >= np.asarray(sizes))).any(axis=1))
-        if wrong.size:
+        if codes.dtype.kind not in "iu":
+            raise InputError(f"Codes must be integers; given {codes.dtype}.")
+        if (codes.min(axis=0) < 0).any() or (codes.max(axis=0) >= sizes).any():
+            wrong = np.flatnonzero(((codes < 0) | (codes >= np.asarray(sizes))).any(axis=1))
             raise InputError(
                 f"{wrong.size} of {len(codes)} items have a code outside of its codebook; the first is row {wrong[0]}: "
                 f"{codes[wrong[0]].tolist()} for the codebook sizes {sizes}."
             )
-        # lexsort is stable: rows stay ascending within a bucket. Its last key is the first criterion.
-        order = np.lexsort(codes.T[::-1])
-        ordered = codes[order]
-        changed = np.ones((len(codes), len(sizes)), dtype=bool)
-        changed[1:] = np.logical_or.accumulate(ordered[1:] != ordered[:-1], axis=1)
-
-        parent, code, child_start = [np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int32)], []
-        above = np.zeros(len(codes), dtype=np.int64)  # node of each ordered item at the level before
-        for level in range(len(sizes)):
-            first = np.flatnonzero(changed[:, level])  # first ordered item of each node of level + 1
-            parent.append(above[first])
-            code.append(ordered[first, level].astype(np.int32))
-            child_start.append(np.searchsorted(parent[-1], np.arange(len(parent[-2]) + 1)))
-            above = np.cumsum(changed[:, level]) - 1
-        leaf_of = np.empty(len(codes), dtype=np.int64)
-        leaf_of[order] = above
+        built = number_prefixes(codes, sizes)
         bare = cls(
             codebook_sizes=sizes,
-            child_start=tuple(child_start),
-            parent=tuple(parent),
-            code=tuple(code),
-            leaf_of=leaf_of,
-            item_start=np.searchsorted(above, np.arange(len(parent[-1]) + 1)),
-            items=order.astype(np.int64),
+            child_start=built.child_start,
+            code=built.code,
+            leaf_of=built.leaf_of,
+            item_start=built.item_start,
+            items=built.items,
             alive=np.zeros(len(codes), dtype=bool),
             living=(),
         )
         return bare.with_alive(np.ones(len(codes), dtype=bool) if alive is None else alive)
 
     def with_alive(self, alive: np.ndarray) -> SIDTrie:
-        """The same structure with other living items (arrays are shared, only the counts are new).
+        """A version with other living items: the structure is shared, the counts are new.
 
         Args:
             alive: (num_items,) bool.
         """
-        if alive.shape != (self.num_items,) or alive.dtype != bool:
-            raise InputError(
-                f"The alive mask must be a bool array of shape ({self.num_items},); given {alive.dtype} {alive.shape}."
-            )
-        counts = [_sums(alive[self.items], self.item_start)]
+        self._check_mask("alive", alive)
+        counts = [np.add.reduceat(alive[self.items], self.item_start[:-1], dtype=np.int32)]
         for start in reversed(self.child_start):
-            counts.append(_sums(counts[-1], start))
+            counts.append(np.add.reduceat(counts[-1], start[:-1]))
         return dataclasses.replace(self, alive=alive.copy(), living=tuple(reversed(counts)))
+
+    def with_switched(self, rows: np.ndarray | Sequence[int], alive: bool) -> SIDTrie:
+        """A version with `rows` switched on or off; rows that already are harmless.
+
+        Only the nodes above them are counted again, which is much faster than `with_alive` for a few rows.
+
+        Args:
+            rows: rows of the table, or a mask of them (num_items,).
+            alive: whether these rows may be returned from now on.
+
+        Raises:
+            InputError: a row is not in the table.
+        """
+        asked = self._rows("switched", rows)
+        change = self._count(asked[self.alive[asked] != alive])
+        mask, living = self.alive.copy(), tuple(counts.copy() for counts in self.living)
+        mask[change.rows] = alive
+        for counts, nodes, below in zip(living, change.nodes, change.counts, strict=True):
+            counts[nodes] += below if alive else -below
+        return dataclasses.replace(self, alive=mask, living=living)
 
     @property
     def num_items(self) -> int:
@@ -142,53 +155,82 @@ class SIDTrie:
         """Codes per SID."""
         return len(self.codebook_sizes)
 
-    def exclusion(self, rows: np.ndarray | Sequence[int]) -> Exclusion:
-        """Prepare the exclusion of `rows` (repeats and dead rows are harmless) for the searches.
+    @property
+    def nbytes(self) -> int:
+        """Memory of all arrays; versions of one structure share all but `alive` and `living`."""
+        return sum(array.nbytes for array in self._arrays())
+
+    def num_nodes(self, level: int) -> int:
+        """Prefixes of length `level`, with living items or without."""
+        return len(self.code[level])
+
+    def exclusion(self, rows: np.ndarray | Sequence[int], within: RowFilter | None = None) -> Exclusion:
+        """A filter that takes `rows` out; repeats and dead rows are harmless.
+
+        Args:
+            rows: rows of the table, or a mask of them (num_items,).
+            within: a filter of this trie that holds besides; the rows are taken from what it leaves.
 
         Raises:
             InputError: a row is not in the table.
         """
-        asked = np.unique(np.asarray(rows, dtype=np.int64))
-        if asked.size and (asked[0] < 0 or asked[-1] >= self.num_items):
-            raise InputError(
-                f"Excluded rows must lie in 0..{self.num_items - 1}; given {asked[0]}..{asked[-1]}.",
-                hint="exclusions are rows of the SID table, not item ids and not places in the split",
-            )
-        asked = asked[self.alive[asked]]
-        nodes, counts = np.unique(self.leaf_of[asked], return_counts=True)
-        levels = [(nodes, counts)]
-        for level in range(self.num_levels, 0, -1):
-            above, inverse = np.unique(self.parent[level][levels[-1][0]], return_inverse=True)
-            total = np.bincount(inverse, weights=levels[-1][1], minlength=len(above)).astype(np.int64)
-            levels.append((above, total))
-        levels.reverse()
-        return Exclusion(asked, tuple(node for node, _ in levels), tuple(count for _, count in levels))
+        excluded = self._count(self._usable("excluded", rows, within))
+        exhausted = tuple(
+            nodes[self.num_living(level, nodes, within) == counts]
+            for level, (nodes, counts) in enumerate(zip(excluded.nodes, excluded.counts, strict=True))
+        )
+        return Exclusion(excluded, exhausted, within)
+
+    def allowance(self, rows: np.ndarray | Sequence[int], within: RowFilter | None = None) -> Allowance:
+        """A filter that leaves the living ones of `rows` alone: a category, a price band, any mask.
+
+        It costs as much as there are allowed rows (of 1 million items, 20 ms for 100,000): keep one that many
+        requests share, and take each request's own items out with ``exclusion(rows, within=allowance)``.
+
+        Args:
+            rows: rows of the table, or a mask of them (num_items,).
+            within: a filter of this trie that holds besides.
+
+        Raises:
+            InputError: a row is not in the table.
+        """
+        return Allowance(self._count(self._usable("allowed", rows, within)))
 
     def num_living(self, level: int, nodes: np.ndarray, allowed: RowFilter | None = None) -> np.ndarray:
         """Living items below each of `nodes` that `allowed` leaves."""
+        if allowed is not None:
+            return allowed.num_living(level, nodes, self.living[level])
         counts: np.ndarray = self.living[level][nodes]
-        return counts if allowed is None else allowed.num_living(level, nodes, counts)
+        return counts
 
     def children(self, level: int, nodes: np.ndarray, allowed: RowFilter | None = None) -> Children:
-        """Children at ``level + 1`` of the `nodes` of `level` that still hold a living item."""
-        owner, node = _ranges(self.child_start[level], nodes)
-        keep = self.num_living(level + 1, node, allowed) > 0
-        node = node[keep]
-        return Children(owner[keep], node, self.code[level + 1][node])
+        """Children at ``level + 1`` of the `nodes` of `level` that still hold a living item that `allowed` leaves."""
+        start = self.child_start[level]
+        between = living_between if allowed is None else allowed.between
+        owner, node = between(level + 1, start[nodes], start[nodes + 1], self.living[level + 1])
+        return Children(owner, node, self.codes_of(level + 1, node))
 
     def parents(self, level: int, nodes: np.ndarray) -> np.ndarray:
         """The parent, at ``level - 1``, of each of `nodes`."""
-        above: np.ndarray = self.parent[level][nodes]
+        # Every node has a child, so offsets ascend strictly.
+        above: np.ndarray = np.searchsorted(self.child_start[level - 1], nodes, side="right") - 1
         return above
 
     def codes_of(self, level: int, nodes: np.ndarray) -> np.ndarray:
-        """The last code of each of `nodes`."""
-        last: np.ndarray = self.code[level][nodes]
-        return last
+        """The last code of each of `nodes`, int64."""
+        codes: np.ndarray = self.code[level][nodes].astype(np.int64)
+        return codes
+
+    @cached_property
+    def parent(self) -> tuple[np.ndarray, ...]:
+        """Per level 0..L the parent of each node (the root's is 0); prefer `parents`, which makes no array."""
+        above = [np.repeat(np.arange(len(start) - 1), np.diff(start)) for start in self.child_start]
+        return (np.zeros(1, dtype=np.int64), *above)
 
     def step(self, level: int, nodes: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """The child that `codes` lead to from `nodes`, living or not; -1 where there is none."""
-        owner, node = _ranges(self.child_start[level], nodes)
+        start = self.child_start[level]
+        owner, node = ranges(start[nodes], start[nodes + 1])
         hit = self.code[level + 1][node] == codes[owner]
         result = np.full(len(nodes), -1, dtype=np.int64)
         result[owner[hit]] = node[hit]
@@ -199,27 +241,58 @@ class SIDTrie:
         codes = np.empty((len(nodes), level), dtype=np.int32)
         for depth in range(level, 0, -1):
             codes[:, depth - 1] = self.code[depth][nodes]
-            nodes = self.parent[depth][nodes]
+            nodes = self.parents(depth, nodes)
         return codes
 
     def members(self, leaf: int, allowed: RowFilter | None = None) -> np.ndarray:
         """Living rows of a bucket that `allowed` leaves, ascending."""
-        rows: np.ndarray = self.items[self.item_start[leaf] : self.item_start[leaf + 1]]
+        rows: np.ndarray = self.items[self.item_start[leaf] : self.item_start[leaf + 1]].astype(np.int64)
         rows = rows[self.alive[rows]]
         return rows if allowed is None else rows[allowed.keeps(rows)]
 
+    def _count(self, rows: np.ndarray) -> RowCounts:
+        """Count distinct `rows` at the nodes above them, from the leaves up."""
+        nodes, counts = np.sort(self.leaf_of[rows]), np.ones(len(rows), dtype=np.int32)
+        levels = []
+        for level in range(self.num_levels, -1, -1):
+            if level < self.num_levels:
+                nodes = self.parents(level + 1, nodes)
+            first = np.flatnonzero(np.diff(nodes, prepend=-1))
+            nodes, counts = nodes[first], np.add.reduceat(counts, first) if len(first) else counts
+            levels.append((nodes, counts))
+        levels.reverse()
+        return RowCounts(rows, tuple(nodes for nodes, _ in levels), tuple(counts for _, counts in levels))
 
-def _sums(values: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Sums of `values` between consecutive offsets."""
-    total = np.zeros(len(values) + 1, dtype=np.int64)
-    np.cumsum(values, out=total[1:])
-    difference: np.ndarray = total[start[1:]] - total[start[:-1]]
-    return difference
+    def _usable(self, what: str, rows: np.ndarray | Sequence[int], within: RowFilter | None) -> np.ndarray:
+        """Those of `rows` that live and that `within` leaves."""
+        asked = self._rows(what, rows)
+        asked = asked[self.alive[asked]]
+        return asked if within is None else asked[within.keeps(asked)]
 
+    def _rows(self, what: str, rows: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Distinct rows, ascending, from rows or a mask."""
+        given = np.asarray(rows)
+        if given.dtype == bool:
+            self._check_mask(what, given)
+            return np.flatnonzero(given)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise InputError(f"{what.capitalize()} rows must be a list of integers or a bool mask; given {given!r}.")
+        asked = np.unique(given.astype(np.int64))
+        if asked.size and (asked[0] < 0 or asked[-1] >= self.num_items):
+            raise InputError(
+                f"{what.capitalize()} rows must lie in 0..{self.num_items - 1}; given {asked[0]}..{asked[-1]}.",
+                hint="they are rows of the SID table, not item ids and not places in the split",
+            )
+        return asked
 
-def _ranges(start: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Concatenated ranges ``start[i]:start[i + 1]`` for i in `which`, with the place in `which` of each element."""
-    begin, size = start[which], start[which + 1] - start[which]
-    owner = np.repeat(np.arange(len(which)), size)
-    offset = np.cumsum(size) - size
-    return owner, np.arange(len(owner)) - offset[owner] + begin[owner]
+    def _check_mask(self, what: str, mask: np.ndarray) -> None:
+        if mask.shape != (self.num_items,) or mask.dtype != bool:
+            raise InputError(
+                f"The {what} mask must be a bool array of shape ({self.num_items},); given {mask.dtype} {mask.shape}."
+            )
+
+    def _arrays(self) -> list[np.ndarray]:
+        return [
+            *(self.leaf_of, self.item_start, self.items, self.alive),
+            *(*self.child_start, *self.code, *self.living),
+        ]
