@@ -266,8 +266,8 @@ class SIDTrie:
     def _usable(self, what: str, rows: np.ndarray | Sequence[int], within: RowFilter | None) -> np.ndarray:
         """Those of `rows` that live and that `within` leaves."""
         asked = self._rows(what, rows)
-        asked = asked[self.alive[asked]]
-        return asked if within is None else asked[within.keeps(asked)]
+        usable: np.ndarray = asked[self.alive[asked]]
+        return usable if within is None else usable[within.keeps(usable)]
 
     def _rows(self, what: str, rows: np.ndarray | Sequence[int]) -> np.ndarray:
         """Distinct rows, ascending, from rows or a mask."""
