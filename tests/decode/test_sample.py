@@ -47,14 +47,14 @@ def chi_square_excess(counts, expected):
     [("legal", 1.0, []), ("vocab", 1.0, [2]), ("vocab", 2.0, []), ("level", 0.5, [])],
 )
 def test_orders_are_as_frequent_as_in_sampling_without_replacement(normalise, temperature, excluded):
-    trie = random_trie(num_items=7, codebook_sizes=(2, 3, 2), seed=3)
+    trie = random_trie(num_items=8, codebook_sizes=(5, 2, 2), seed=3)  # more first codes than beams
     expander = TableExpander(trie, normalise=normalise, spread=0.8, seed=1)
     allowed = trie.exclusion(excluded) if excluded else None
-    exact = ordered_probabilities(expander.item_probabilities(0, allowed, temperature), 3)
+    exact = ordered_probabilities(expander.item_probabilities(0, allowed, temperature), 2)
     assert sum(exact.values()) == pytest.approx(1)
     drawn = dict.fromkeys(exact, 0)
     number = 2500
-    for sample in many_samples(expander, number, allowed, temperature=temperature):
+    for sample in many_samples(expander, number, allowed, top_k=2, temperature=temperature):
         drawn[tuple(sample.items.tolist())] += 1
     excess = chi_square_excess(np.array(list(drawn.values())), number * np.array(list(exact.values())))
     assert excess < 4
@@ -65,13 +65,13 @@ def test_the_estimate_is_unbiased_and_weights_sum_to_one_on_average():
     expander = TableExpander(trie, normalise="vocab", seed=2)
     probability = expander.item_probabilities()
     values = np.random.default_rng(9).standard_normal(40) * 3
-    samples = many_samples(expander, 2000, top_k=4)
+    samples = many_samples(expander, 2500, top_k=2)  # few draws: what depends on the threshold shows
     for of_rows in (values, np.ones(40)):
         estimates = np.array([(sample.weights * of_rows[sample.items]).sum() for sample in samples])
         error = estimates.std() / np.sqrt(len(estimates))
         assert abs(estimates.mean() - probability @ of_rows) < 4 * error
-    # A mean of four independent draws has this standard deviation; without replacement it is smaller.
-    with_replacement = np.sqrt((probability @ values**2 - (probability @ values) ** 2) / 4)
+    # A mean of two independent draws has this standard deviation; without replacement it is smaller.
+    with_replacement = np.sqrt((probability @ values**2 - (probability @ values) ** 2) / 2)
     normalised = [(s.weights * values[s.items]).sum() / s.weights.sum() for s in samples]
     assert np.std(normalised) < with_replacement
 
