@@ -1,0 +1,125 @@
+"""`/v1/recommendations`, `/v1/score`, `/v1/items/{id}`, `/v1/models`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+
+from llmrec.recommendation import Recommendations
+from llmrec.serve.catalog import CatalogVersion
+from llmrec.serve.problems import ApiProblem
+from llmrec.serve.schemas import (
+    ItemAnswer,
+    ItemScore,
+    Model,
+    ModelList,
+    RecommendationAnswer,
+    RecommendationRequest,
+    RecommendedItem,
+    ScoreAnswer,
+    ScoreRequest,
+)
+from llmrec.serve.server import Server
+from llmrec.serve.works import ListSettings, ListWork, ScoreWork
+from llmrec.sid_vocab.table import ACTIVE
+
+
+def list_router(server: Server) -> APIRouter:
+    """The routes over `server`."""
+    router = APIRouter(prefix="/v1")
+
+    @router.post("/recommendations", tags=["recommend"], summary="The next items for a history")
+    async def recommendations(request: Request, body: RecommendationRequest) -> RecommendationAnswer:
+        version = server.catalog.current
+        _check(server, version, body)
+        settings = ListSettings(body.k, body.num_beams, body.search, body.normalise, body.exclude_history)
+        found = await server.run(request, ListWork(version, settings, tuple(body.history), tuple(sorted(body.exclude))))
+        server.metrics.items.inc(len(found))
+        return _answer(version, found)
+
+    @router.post("/score", tags=["recommend"], summary="Log-probabilities of given items, for re-ranking")
+    async def score(request: Request, body: ScoreRequest) -> ScoreAnswer:
+        version = server.catalog.current
+        server.require_lengths(history=body.history, items=body.items)
+        recommender = version.recommender
+        recommender.titles.require_known(body.items)
+        normalise = body.normalise or recommender.checkpoint.card.serving.normalise
+        scores = []
+        if body.items:
+            work = ScoreWork(version, normalise, tuple(body.history), tuple(body.items))
+            scores = (await server.run(request, work)).tolist()
+        return ScoreAnswer(
+            scores=[ItemScore(item_id=item, score=one) for item, one in zip(body.items, scores, strict=True)],
+            normalise=normalise,
+            catalog_version=version.id,
+        )
+
+    @router.get("/items/{item_id}", tags=["catalogue"], summary="What is known about an item")
+    async def item(item_id: Annotated[str, Path(min_length=1, max_length=512)]) -> ItemAnswer:
+        version = server.catalog.current
+        recommender = version.recommender
+        table, catalog = recommender.checkpoint.table, recommender.checkpoint.catalog
+        if not recommender.knows_any([item_id]):
+            hint = recommender.titles.near_misses(item_id)
+            raise ApiProblem(404, f"There is no item {item_id!r}.", hint=hint, param="item_id", code="unknown_item")
+        known = catalog.attribute_values(item_id) if item_id in catalog else {}
+        return ItemAnswer(
+            item_id=item_id,
+            title=recommender.titles.title(item_id),
+            sid=table.text(item_id),
+            retired=bool(table.status[table.row(item_id)] != ACTIVE),
+            attributes={name: list(values) for name, values in known.items()},
+            catalog_version=version.id,
+        )
+
+    @router.get("/models", tags=["OpenAI"], summary="The model that is served")
+    async def models() -> ModelList:
+        version = server.catalog.current
+        checkpoint = version.recommender.checkpoint
+        serving = checkpoint.card.serving
+        return ModelList(
+            data=[
+                Model(
+                    id=server.settings.name,
+                    created=int(version.since),
+                    catalog_version=version.id,
+                    num_items=version.num_items,
+                    attributes=list(checkpoint.catalog.attributes),
+                    window=serving.window,
+                    num_beams=serving.num_beams,
+                    normalise=serving.normalise,
+                )
+            ]
+        )
+
+    return router
+
+
+def _check(server: Server, version: CatalogVersion, body: RecommendationRequest) -> None:
+    """What would cost too much or cannot work, before anything is queued."""
+    server.require_lengths(history=body.history, exclude=body.exclude, allow=body.allow)
+    server.require_at_most("k", body.k, server.limits.k)
+    server.require_at_most("explain", body.explain, server.limits.explanations)
+    if body.num_beams is not None:
+        server.require_at_most("num_beams", body.num_beams, server.limits.num_beams)
+        if body.num_beams < body.k:
+            raise ApiProblem(
+                400,
+                f"num_beams: a beam of {body.num_beams} cannot find k={body.k} items.",
+                hint="num_beams is k or more",
+                param="num_beams",
+            )
+
+
+def _answer(version: CatalogVersion, found: Recommendations) -> RecommendationAnswer:
+    return RecommendationAnswer(
+        items=[RecommendedItem(item_id=o.item_id, title=o.title, sid=o.sid, score=o.score) for o in found],
+        search=found.search,
+        normalise=found.normalise,
+        num_beams=found.num_beams,
+        unknown_items=list(found.unknown_items),
+        truncated_items=found.truncated_items,
+        notes=list(found.notes),
+        catalog_version=version.id,
+    )

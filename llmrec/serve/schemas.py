@@ -1,0 +1,206 @@
+"""Requests and answers of the recommender's own endpoints, as `/docs` shows them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from llmrec.decode.result import Normalise
+from llmrec.recommendation import Search
+from llmrec.serve.attribute_filter import AttributeFilter
+
+ItemId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+class Body(BaseModel):
+    """A request: unknown fields are errors, so that a typing mistake is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Answer(BaseModel):
+    """An answer."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class RecommendationRequest(Body):
+    """What to recommend next, and to whom."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"history": ["50", "181"], "k": 5},
+                {
+                    "history": ["50", "181"],
+                    "k": 10,
+                    "exclude": ["1"],
+                    "filters": [{"attribute": "genres", "any_of": ["Western", "Drama"]}],
+                    "explain": 1,
+                },
+            ]
+        }
+    )
+
+    history: list[ItemId] = []
+    """Item ids, oldest first. Empty: what the model expects of anybody."""
+    k: int = Field(default=10, ge=1)
+    """Items wanted."""
+    exclude: list[ItemId] = []
+    """Items that may not be returned; unknown ids are harmless."""
+    exclude_history: bool = True
+    """Whether items of the history may not be returned."""
+    allow: list[ItemId] | None = None
+    """The only items that may be returned; unknown ids are counted in `notes`."""
+    filters: list[AttributeFilter] = Field(default=[], max_length=20)
+    """Conditions on the catalogue's attributes, all of which an item must fulfil."""
+    num_beams: int | None = Field(default=None, ge=1)
+    """Width of the beam, at least k; by default the checkpoint's."""
+    search: Search = "beam"
+    """`beam`, or `exact` for the true top-k at a higher and varying cost."""
+    normalise: Normalise | None = None
+    """Over what log-probabilities are normalised; by default the checkpoint's."""
+    explain: int = Field(default=0, ge=0)
+    """How many of the best items to explain in the model's words."""
+
+
+class ItemExplanation(Answer):
+    """Why an item fits, in the model's words, checked against the catalogue."""
+
+    text: str
+    named_items: list[str]
+    """Items that the text names."""
+    unknown_names: list[str]
+    """Titles and SIDs in it that the catalogue lacks."""
+    finished: bool
+    """False where the text was cut off."""
+
+
+class RecommendedItem(Answer):
+    """One recommended item."""
+
+    item_id: str
+    title: str
+    sid: str
+    """Its Semantic ID, readable."""
+    score: float
+    """Log-probability after the history."""
+    explanation: ItemExplanation | None = None
+
+
+class RecommendationAnswer(Answer):
+    """A list, best first."""
+
+    items: list[RecommendedItem]
+    search: Search
+    normalise: Normalise
+    num_beams: int
+    """0 for an exact search."""
+    unknown_items: list[str]
+    """History items without a SID, which were skipped."""
+    truncated_items: int
+    """Oldest history items beyond the model's window; excluded all the same."""
+    notes: list[str]
+    """What to know about this list, in words."""
+    catalog_version: str
+    """The table that it was made with."""
+
+
+class ScoreRequest(Body):
+    """Items to rank after a history."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["50", "181"], "items": ["1", "172"]}]})
+
+    history: list[ItemId] = []
+    """Item ids, oldest first."""
+    items: list[ItemId]
+    """Items to score."""
+    normalise: Normalise | None = None
+    """As for recommendations."""
+
+
+class ItemScore(Answer):
+    """An item and its log-probability."""
+
+    item_id: str
+    score: float
+
+
+class ScoreAnswer(Answer):
+    """Scores in the order of the request."""
+
+    scores: list[ItemScore]
+    normalise: Normalise
+    catalog_version: str
+
+
+class ItemAnswer(Answer):
+    """What the server knows about an item."""
+
+    item_id: str
+    title: str
+    sid: str
+    retired: bool
+    """Retired items are not recommended, and still understood in histories."""
+    attributes: dict[str, list[str]]
+    catalog_version: str
+
+
+class Model(Answer):
+    """The one model of this server."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    """Unix time of the current catalogue version."""
+    owned_by: Literal["llmrec"] = "llmrec"
+    catalog_version: str
+    num_items: int
+    """Items that may be recommended."""
+    attributes: list[str]
+    """What `filters` may name."""
+    window: int
+    """History items that the model sees."""
+    num_beams: int
+    """The beam's width by default."""
+    normalise: Normalise
+
+
+class ModelList(Answer):
+    """OpenAI's list of models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(Answer):
+    """Whether the server can answer."""
+
+    status: Literal["ok", "stopping"]
+    catalog_version: str
+    pending: int
+    """Jobs that wait for the model."""
+    streams: int
+    """Texts being written."""
+
+
+class SwapRequest(Body):
+    """A newer table to recommend from."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"table": "/srv/tables/2025-06-01"}]})
+
+    table: str = Field(min_length=1, max_length=4096)
+    """A folder on the server's machine: a SID table that descends from the checkpoint's, and for the titles of added
+    items a catalog.parquet."""
+
+
+class SwapAnswer(Answer):
+    """The version that new requests begin with."""
+
+    catalog_version: str
+    previous: str
+    number: int
+    num_items: int
+    seconds: float
+    """From the request to the swap; lists were answered all the while."""

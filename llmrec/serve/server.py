@@ -1,0 +1,95 @@
+"""`Server`: what the routes share, and how a handler waits for the engine without outliving its client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from llmrec.recommender import Recommender
+from llmrec.serve.catalog import ServedCatalog
+from llmrec.serve.engine import EngineLoop, Work
+from llmrec.serve.metrics import Metrics
+from llmrec.serve.problems import ApiProblem
+from llmrec.serve.settings import ServeSettings
+
+T = TypeVar("T")
+
+
+class Server:
+    """One model, its catalogue, its engine and its metrics."""
+
+    def __init__(self, recommender: Recommender, settings: ServeSettings) -> None:
+        self.settings = settings
+        self.limits = settings.limits
+        self.metrics = Metrics()
+        self.catalog = ServedCatalog(recommender)
+        self.engine = EngineLoop(
+            batch_size=settings.batch_size,
+            batch_wait=settings.batch_wait_ms / 1000,
+            max_pending=settings.limits.pending,
+            max_streams=settings.limits.streams,
+            observer=self.metrics,
+        )
+        self.metrics.gauge("llmrec_jobs_pending", "Jobs that wait for the model", lambda: self.engine.num_pending)
+        self.metrics.gauge("llmrec_streams", "Texts being written", lambda: self.engine.num_streams)
+        self.metrics.gauge("llmrec_catalog_items", "Items that may be recommended", self._num_items)
+
+    def deadline(self) -> float:
+        """When a request that came now must have its answer, as `time.monotonic`."""
+        return time.monotonic() + self.limits.request_seconds
+
+    async def run(self, request: Request, work: Work[T]) -> T:
+        """Have the engine do `work`; drop it when the client leaves or the time is over.
+
+        Raises:
+            ApiProblem: the client left.
+            TimeoutError: the time is over.
+            LLMRecError: as the work raises, or as `EngineLoop.submit` does.
+        """
+        return await while_connected(
+            request, self.engine.submit(work, deadline=self.deadline()), self.limits.request_seconds
+        )
+
+    def require_at_most(self, name: str, given: int, limit: int) -> None:
+        """Refuse more than the server allows of something that costs time or memory."""
+        if given > limit:
+            raise ApiProblem(400, f"{name}: {given} is more than this server's limit of {limit}.", param=name)
+
+    def require_lengths(self, **given: Sequence[str] | None) -> None:
+        """The same for lists of items, whose limit is the history's or that of other lists."""
+        for name, items in given.items():
+            limit = self.limits.history if name == "history" else self.limits.items
+            if items is not None and len(items) > limit:
+                raise ApiProblem(
+                    400, f"{name}: {len(items)} items are more than this server's limit of {limit}.", param=name
+                )
+
+    def _num_items(self) -> float:
+        return self.catalog.current.num_items
+
+
+async def while_connected(request: Request, future: Future[T], seconds: float) -> T:
+    """The future's result, or its cancellation as soon as the client is gone."""
+    work = asyncio.wrap_future(future)
+    gone = asyncio.ensure_future(_disconnected(request))
+    both: list[asyncio.Future[Any]] = [work, gone]
+    try:
+        done, _ = await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if work in done:
+            return work.result()
+        if gone in done:
+            raise ApiProblem(499, "The client left before its answer.")
+        raise TimeoutError
+    finally:
+        gone.cancel()
+        work.cancel()  # harmless where it is done; else the engine drops it
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

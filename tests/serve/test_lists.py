@@ -1,0 +1,137 @@
+"""The recommender's endpoints: they answer as the library does, and say what they cannot do."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from llmrec.serve.settings import Limits, ServeSettings
+
+HISTORY = ["1", "7", "13"]
+
+
+def test_a_list_is_the_librarys_own(serve, recommender):
+    async def test(http):
+        answer = await http.post("/v1/recommendations", json={"history": HISTORY, "k": 5, "exclude": ["19"]})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    body = serve(test)
+    expected = recommender.recommend(HISTORY, 5, exclude=["19"])
+    assert [item["item_id"] for item in body["items"]] == [item.item_id for item in expected]
+    np.testing.assert_allclose([item["score"] for item in body["items"]], [item.score for item in expected], atol=1e-5)
+    first = expected.items[0]
+    assert (body["items"][0]["title"], body["items"][0]["sid"]) == (first.title, first.sid)
+    assert (body["search"], body["normalise"], body["num_beams"]) == ("beam", "vocab", 10)
+    assert body["catalog_version"] == recommender.checkpoint.table.rows_fingerprint
+
+
+def test_lists_that_arrive_together_run_together_and_equal_those_that_run_alone(serve, recommender):
+    histories = [[str(i), str(i + 6)] for i in range(1, 31)]
+
+    async def test(http):
+        calls = [http.post("/v1/recommendations", json={"history": one, "k": 4}) for one in histories]
+        answers = await asyncio.gather(*calls)
+        metrics = (await http.get("/metrics")).text
+        return [answer.json() for answer in answers], metrics
+
+    answers, metrics = serve(test, ServeSettings(batch_wait_ms=50))
+    for history, answer in zip(histories, answers, strict=True):
+        expected = recommender.recommend(history, 4)
+        assert [item["item_id"] for item in answer["items"]] == [item.item_id for item in expected]
+    assert 'llmrec_jobs_total{kind="ListWork"} 30.0' in metrics
+    batches = next(line for line in metrics.splitlines() if line.startswith('llmrec_batch_size_count{kind="ListWork"}'))
+    assert float(batches.split()[-1]) < 10
+
+
+def test_scores_are_the_librarys_own(serve, recommender):
+    async def test(http):
+        calls = [http.post("/v1/score", json={"history": [h], "items": ["30", "2", "30"]}) for h in HISTORY]
+        none = http.post("/v1/score", json={"items": []})
+        return [answer.json() for answer in await asyncio.gather(*calls, none)]
+
+    *answers, none = serve(test)
+    for item, answer in zip(HISTORY, answers, strict=True):
+        expected = recommender.score([item], ["30", "2", "30"])
+        np.testing.assert_allclose([one["score"] for one in answer["scores"]], expected, atol=1e-5)
+        assert [one["item_id"] for one in answer["scores"]] == ["30", "2", "30"]
+    assert none["scores"] == []
+
+
+def test_items_and_models_tell_what_is_served(serve, recommender):
+    async def test(http):
+        item = (await http.get("/v1/items/7")).json()
+        models = (await http.get("/v1/models")).json()
+        missing = await http.get("/v1/items/777")
+        return item, models, missing
+
+    item, models, missing = serve(test, ServeSettings(name="films"))
+    assert item["title"] == recommender.titles.title("7")
+    assert item["attributes"]["genres"] == ["Drama"]
+    assert item["retired"] is False
+    assert models["data"][0]["id"] == "films"
+    assert models["data"][0]["attributes"] == ["genres", "year"]
+    assert missing.status_code == 404
+    assert "close ids: 7 (" in missing.json()["error"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("recommendations", {"history": ["nope"]}, 400, "None of the 1 history items has a SID"),
+        ("recommendations", {"history": [], "k": 0}, 400, "k: Input should be greater than or equal to 1"),
+        ("recommendations", {"history": [], "k": -1}, 400, "k: Input should be greater than or equal to 1"),
+        ("recommendations", {"history": [], "k": 10**9}, 400, "k: 1000000000 is more than this server's limit of 100"),
+        ("recommendations", {"history": ["1"] * 100_000}, 400, "history: 100000 items are more than"),
+        ("recommendations", {"history": [], "num_beams": 10**6}, 400, "limit of 200"),
+        ("recommendations", {"history": [], "num_beams": 3, "k": 5}, 400, "a beam of 3 cannot find k=5"),
+        ("recommendations", {"history": [50]}, 400, "history.0: Input should be a valid string"),
+        ("recommendations", {"histroy": ["1"]}, 400, "histroy: Extra inputs are not permitted"),
+        ("recommendations", {"history": ["\ud800"]}, 400, "history.0"),
+        ("recommendations", b'{"history": ["1"', 400, "The body is not JSON"),
+        ("recommendations", b"\xff\xfe", 400, ""),
+        ("recommendations", b"[" * 100_000, 400, ""),
+        ("recommendations", b"", 400, ""),
+        ("recommendations", b" " * 2_100_000, 413, "larger than 2,000,000 bytes"),
+        ("score", {"history": ["1"], "items": ["5", "nope"]}, 400, "1 of 2 items have no SID here: 'nope'"),
+        ("score", {"history": ["nope"], "items": ["5"]}, 400, "None of the 1 history items"),
+        ("score", {"history": ["1"], "items": ["5"] * 1001}, 400, "items: 1001 items are more"),
+    ],
+)
+def test_bad_input_gets_a_clear_error_and_the_server_lives_on(serve, path, body, status, says):
+    async def test(http):
+        how = {"content": body, "headers": {"Content-Type": "application/json"}} if isinstance(body, bytes) else {}
+        if isinstance(body, dict):
+            import json
+
+            how = {"content": json.dumps(body).encode(), "headers": {"Content-Type": "application/json"}}
+        answer = await http.post(f"/v1/{path}", **how)
+        after = await http.post("/v1/recommendations", json={"history": ["1"]})
+        return answer, after
+
+    answer, after = serve(test)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code", "hint"}
+    assert error["type"] == "invalid_request_error"
+    assert says in error["message"]
+    assert after.status_code == 200
+
+
+def test_one_bad_history_spoils_no_other_of_its_batch(serve):
+    histories = [["1"], ["nope"], ["2"], ["3"]]
+
+    async def test(http):
+        calls = [http.post("/v1/recommendations", json={"history": history}) for history in histories]
+        return [answer.status_code for answer in await asyncio.gather(*calls)]
+
+    assert serve(test, ServeSettings(batch_wait_ms=100)) == [200, 400, 200, 200]
+
+
+def test_more_items_than_there_are_come_back_with_a_note(serve):
+    async def test(http):
+        return (await http.post("/v1/recommendations", json={"history": ["1"], "k": 80})).json()
+
+    body = serve(test, ServeSettings(limits=Limits(k=80)))
+    assert len(body["items"]) == 59
+    assert "these are all 59 of 60" in body["notes"][0]
