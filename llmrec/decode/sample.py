@@ -118,7 +118,7 @@ def sample_items(
             f"Sampling needs a seed and {expander.num_prompts} prompt ids, none negative; given seed {seed} and "
             f"{len(prompt_ids)} ids, the lowest {min(prompt_ids, default=None)}."
         )
-    trie = expander.trie
+    before, trie = expander.num_forwards, expander.trie
     beams = [_Beam.root(np.random.default_rng([seed, prompt_id])) for prompt_id in prompt_ids]
     for level in range(trie.num_levels):
         found = expander.expand([(np.full(len(beam.nodes), level), beam.nodes) for beam in beams], filters)
@@ -139,7 +139,7 @@ def sample_items(
                 perturbed=drawn.perturbed[chosen],
                 threshold=float(drawn.perturbed[order[top_k]]) if len(order) > top_k else -np.inf,
                 normalise=expander.normalise,
-                num_forwards=expander.num_forwards,
+                num_forwards=expander.num_forwards - before,
             )
         )
     return results
