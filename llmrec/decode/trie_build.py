@@ -42,11 +42,11 @@ class _Word:
     bits: int
 
 
-def number_prefixes(codes: np.ndarray, sizes: Sequence[int]) -> TrieArrays:
-    """Sort (n, L) codes, which lie in their codebooks, and number the prefixes of every length in that order."""
-    num_items = len(codes)
+def number_prefixes(columns: np.ndarray, sizes: Sequence[int]) -> TrieArrays:
+    """Sort (L, n) codes, which lie in their codebooks, and number the prefixes of every length in that order."""
+    num_items = columns.shape[1]
     words = _layout(sizes)
-    order, keys = _sorted(codes, words)
+    order, keys = _sorted(columns, words)
     code, child_start = [np.zeros(1, dtype=np.uint8)], []
     first = np.zeros(1, dtype=np.int64)  # place of the first sorted item of each node
     changed = np.zeros(num_items, dtype=bool)  # a sorted item that begins a new node at the level
@@ -81,18 +81,20 @@ def _layout(sizes: Sequence[int]) -> list[_Word]:
     return words
 
 
-def _sorted(codes: np.ndarray, words: list[_Word]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Rows in the order of their paths, equal paths by row; and the integers of each word in that order."""
+def _sorted(columns: np.ndarray, words: list[_Word]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Items in the order of their paths, equal paths by row; and the integers of each word in that order."""
     packed = []
     for word in words:
-        key = np.zeros(len(codes), dtype=np.uint64)
-        for level, shift in zip(word.levels, word.shifts, strict=True):
-            key |= codes[:, level].astype(np.uint64) << np.uint64(shift)
+        key = columns[word.levels[0]].astype(np.uint64)
+        for level, shift in zip(word.levels[1:], np.diff(word.shifts), strict=True):
+            key <<= np.uint64(-shift)
+            key |= columns[level].astype(np.uint64)
         packed.append(key)
-    row_bits = _width(len(codes))
+    num_items = columns.shape[1]
+    row_bits = _width(num_items)
     if len(packed) == 1 and words[0].bits + row_bits <= _WORD:
         key = packed[0] << np.uint64(row_bits)
-        key |= np.arange(len(codes), dtype=np.uint64)
+        key |= np.arange(num_items, dtype=np.uint64)
         key.sort()
         order = (key & np.uint64((1 << row_bits) - 1)).astype(np.int64)
         key >>= np.uint64(row_bits)

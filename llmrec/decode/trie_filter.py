@@ -1,9 +1,9 @@
 """Filters of a single request: which items it may not, or may only, return.
 
 A filter is sparse: it holds its rows and, for every node above one of them, how many lie below. It is made by
-`SIDTrie.exclusion` or `SIDTrie.allowance`, belongs to that version of the trie, never changes, and may serve many
-requests. Filters nest: ``trie.exclusion(seen, within=trie.allowance(in_category))``. A subtree that a filter leaves
-nothing of is no child any more, so that no beam is lost to it.
+`SIDTrie.exclusion` or `SIDTrie.allowance`, belongs to that version of the trie (another one refuses it), never changes,
+and may serve many requests. Filters nest: ``trie.exclusion(seen, within=trie.allowance(in_category))``. A subtree that
+a filter leaves nothing of is no child any more, so that no beam is lost to it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ class RowFilter(Protocol):
 
     ``living`` is an array of the trie: the living items below every node of `level`.
     """
+
+    @property
+    def alive(self) -> np.ndarray:
+        """The trie's array of living rows, the very object: it tells for which version the filter was made."""
 
     def num_living(self, level: int, nodes: np.ndarray, living: np.ndarray) -> np.ndarray:
         """Items below each of `nodes` (any shape) that may be returned."""
@@ -75,9 +79,11 @@ class Allowance:
     It never looks at what else lives: listing the children of a node costs as much as there are allowed ones.
 
     Attributes:
+        alive: which rows live in the version of the trie it was made for.
         allowed: what may be returned.
     """
 
+    alive: np.ndarray
     allowed: RowCounts
 
     @property
@@ -107,11 +113,13 @@ class Exclusion:
     """Items that one request may not return, as counts to subtract from the nodes above them.
 
     Attributes:
+        alive: which rows live in the version of the trie it was made for.
         excluded: living rows that are taken out; those that `within` leaves, where there is one.
         exhausted: per level the nodes of which nothing is left, ascending.
         within: the filter from which they are taken out, None for all living items.
     """
 
+    alive: np.ndarray
     excluded: RowCounts
     exhausted: tuple[np.ndarray, ...]
     within: RowFilter | None = None
