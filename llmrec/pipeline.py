@@ -258,7 +258,8 @@ class _Run:
         _quiet_libraries()
         config = self.config
         checkpoint = Checkpoint.load(self.final)
-        models = {"llmrec": Generator.of_checkpoint(checkpoint, label="llmrec")}
+        recommender = Recommender(checkpoint)
+        models = {"llmrec": Generator.of_recommender(recommender, label="llmrec")}
         if config.untrained:
             model, extension = self._extended_base()
             table = extension.table
@@ -280,7 +281,6 @@ class _Run:
                 progress=progress,
             )
         result.save(self.folder / "eval")
-        recommender = Recommender(checkpoint, models["llmrec"].searcher.model)
         told = self._explanations(recommender, result) if config.explains and self.dataset.catalog.attributes else []
         (self.folder / "eval" / "explanations.json").write_text(
             json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

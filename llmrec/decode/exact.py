@@ -4,7 +4,7 @@ Best-first search. Every step adds a log-probability, which is at most 0, so the
 of all items below it. The best open prefixes are expanded together in one forward, and the search of a prompt ends
 when its k-th best complete item beats every open prefix. The result equals scoring every item (`score_items`), ties
 by the lower code path included. How many forwards that takes depends on how sure the model is: few after training,
-up to all prefixes for a model that knows nothing. `PrefixReader` bounds the cache by recomputation.
+up to all prefixes for a model that knows nothing. `TorchExpander` bounds the cache by recomputation.
 """
 
 from __future__ import annotations
@@ -12,65 +12,50 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from llmrec.decode.reader import PrefixReader
+from llmrec.decode.expander import Expander
 from llmrec.decode.result import SearchResult, best_first, collect
-from llmrec.decode.scores import ChildScorer
-from llmrec.decode.session import PrefixSession
 from llmrec.decode.trie import SIDTrie
-from llmrec.decode.trie_filter import Exclusion
+from llmrec.decode.trie_filter import RowFilter
 from llmrec.errors import InputError
 
 
 def exact_search(
-    session: PrefixSession,
-    scorer: ChildScorer,
-    exclusions: Sequence[Exclusion | None],
-    *,
-    top_k: int,
-    num_expanded: int = 32,
-    max_slots: int = 1024,
+    expander: Expander, filters: Sequence[RowFilter | None], *, top_k: int, num_expanded: int = 32
 ) -> list[SearchResult]:
-    """Search every prompt of a session; the session is rewound first.
+    """Search every prompt of an expander.
 
     Args:
-        session: the prefilled prompts.
-        scorer: head, trie and normalisation.
-        exclusions: one per prompt, None where nothing is excluded.
+        expander: the prompts.
+        filters: one per prompt, None where every living item may be returned.
         top_k: items to return per prompt.
         num_expanded: open prefixes per prompt and forward; more means fewer forwards and some wasted columns.
-        max_slots: columns that the cache keeps per prompt before it is released (see `PrefixReader`).
 
     Raises:
         InputError: ``top_k < 1`` or ``num_expanded < 1``.
     """
     if top_k < 1 or num_expanded < 1:
         raise InputError(f"top_k and num_expanded must be at least 1; given {top_k} and {num_expanded}.")
-    reader = PrefixReader(session, scorer.trie, scorer.token_ids, max_slots)
-    searches = [_Frontier(scorer.trie, exclusion, top_k) for exclusion in exclusions]
+    before = expander.num_forwards
+    searches = [_Frontier(expander.trie, allowed, top_k) for allowed in filters]
     while any(search.is_open for search in searches):
         chosen = [search.pop(num_expanded) for search in searches]
-        states = torch.cat(reader.read([(levels, nodes) for levels, nodes, _ in chosen]))
-        prompt = np.repeat(np.arange(len(searches)), [len(nodes) for _, nodes, _ in chosen])
-        levels, nodes, scores = (np.concatenate([part[i] for part in chosen]) for i in range(3))
-        for level in np.unique(levels):
-            places = np.flatnonzero(levels == level)
-            table = scorer.table(states[torch.from_numpy(places).to(states.device)], int(level))
-            for row in np.unique(prompt[places]):
-                mine = prompt[places] == row
-                parents = places[mine]
-                owner, child, gain = scorer.children(table[mine], int(level), nodes[parents], exclusions[row])
-                searches[row].push(int(level) + 1, child, scores[parents][owner] + gain)
+        found = expander.expand([(levels, nodes) for levels, nodes, _ in chosen], filters)
+        for search, (levels, _, scores), part in zip(searches, chosen, found, strict=True):
+            below = levels[part.owner] + 1
+            for level in np.unique(below):
+                here = below == level
+                search.push(int(level), part.node[here], scores[part.owner[here]] + part.gain[here])
+    num_forwards = expander.num_forwards - before
     return [
         collect(
-            scorer.trie,
-            search.exclusion,
+            expander.trie,
+            search.allowed,
             search.leaves,
             search.leaf_scores,
             top_k=top_k,
-            normalise=scorer.normalise,
-            num_forwards=reader.num_forwards,
+            normalise=expander.normalise,
+            num_forwards=num_forwards,
         )
         for search in searches
     ]
@@ -79,15 +64,15 @@ def exact_search(
 class _Frontier:
     """Open prefixes and complete leaves of one prompt."""
 
-    def __init__(self, trie: SIDTrie, exclusion: Exclusion | None, top_k: int) -> None:
-        self.exclusion, self._trie, self._top_k = exclusion, trie, top_k
+    def __init__(self, trie: SIDTrie, allowed: RowFilter | None, top_k: int) -> None:
+        self.allowed, self._trie, self._top_k = allowed, trie, top_k
         self._levels = np.zeros(1, dtype=np.int64)
         self._nodes = np.zeros(1, dtype=np.int64)
         self._scores = np.zeros(1)
         self.leaves = np.zeros(0, dtype=np.int64)
         self.leaf_scores = np.zeros(0)
         self._bar = -np.inf  # score of the k-th best complete item
-        if trie.num_living(0, self._nodes, exclusion)[0] == 0:
+        if trie.num_living(0, self._nodes, allowed)[0] == 0:
             self._keep(np.zeros(1, dtype=bool))
 
     @property
@@ -116,7 +101,7 @@ class _Frontier:
             leaf_scores = np.concatenate([self.leaf_scores, scores])
             best = best_first(leaf_scores, leaves, self._top_k)  # every leaf holds at least one item
             self.leaves, self.leaf_scores = leaves[best], leaf_scores[best]
-            items = np.cumsum(self._trie.num_living(level, self.leaves, self.exclusion))
+            items = np.cumsum(self._trie.num_living(level, self.leaves, self.allowed))
             if items[-1] >= self._top_k:
                 self._bar = self.leaf_scores[np.searchsorted(items, self._top_k)]
         # An open prefix at the bar itself stays: it may hold an equal item with a lower code path.

@@ -59,3 +59,32 @@ class Expander(Protocol):
             filters: per prompt what may be returned, None where all living items may.
             top: the best `top` children of each parent suffice; None asks for all.
         """
+
+
+class Backend(Protocol):
+    """A model that can be searched."""
+
+    def open(
+        self,
+        prompts: Sequence[Sequence[int] | np.ndarray],
+        trie: SIDTrie,
+        token_ids: Sequence[np.ndarray],
+        normalise: Normalise,
+        *,
+        reserve: int = 64,
+    ) -> Expander:
+        """Read prompts.
+
+        Args:
+            prompts: token ids, none empty.
+            trie: the items that exist.
+            token_ids: per level the token id of each code.
+            normalise: what probabilities are normalised over.
+            reserve: prefixes per prompt that the search is going to read, for a back end that allocates.
+
+        Raises:
+            InputError: token ids that do not fit trie or model, or prompts that the model cannot read.
+        """
+
+    def known_tokens(self, prompt: Sequence[int] | np.ndarray) -> int:
+        """Tokens at the start of a prompt that need no reading: prompts with much left to read are batched together."""

@@ -3,7 +3,8 @@
 Three normalisations (`llmrec.decode.result.Normalise`): "vocab" is the softmax over the whole vocabulary and equals
 Hugging Face's scores; "level" is the softmax over all codes of the level, as a head over SID rows is trained; "legal"
 is the softmax over the living children and favours sparse subtrees. For the last two the LM head runs only over the
-rows of the level. Legal children are gathered before any top-k, so that no beam is lost to illegal ones.
+rows of the level, for "legal" only over those of the living children where they are few.
+Legal children are gathered before any top-k, so that no beam is lost to illegal ones.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 
 from llmrec.decode.result import NORMALISATIONS, Normalise
-from llmrec.decode.trie import SIDTrie
-from llmrec.decode.trie_filter import Exclusion
 from llmrec.errors import InputError, LLMRecError
 
 # Logits of the whole vocabulary are made for at most this many elements at a time (64 MB in fp32).
@@ -126,7 +125,7 @@ class ChildScorer:
 
     Args:
         head: the model's head.
-        trie: the legal paths.
+        codebook_sizes: codes per level.
         token_ids: per level (codebook_size,) the token id of each code.
         normalise: see the module's docstring.
 
@@ -134,13 +133,15 @@ class ChildScorer:
         InputError: an unknown normalisation, or token ids that do not fit the trie or the model.
     """
 
-    def __init__(self, head: LMHead, trie: SIDTrie, token_ids: Sequence[np.ndarray], normalise: Normalise) -> None:
+    def __init__(
+        self, head: LMHead, codebook_sizes: Sequence[int], token_ids: Sequence[np.ndarray], normalise: Normalise
+    ) -> None:
         if normalise not in NORMALISATIONS:
             raise InputError(f"normalise is {normalise!r}; known are {', '.join(NORMALISATIONS)}.")
-        if tuple(len(ids) for ids in token_ids) != trie.codebook_sizes:
+        if [len(ids) for ids in token_ids] != list(codebook_sizes):
             raise InputError(
                 f"The token ids cover codebooks of {[len(ids) for ids in token_ids]} codes, "
-                f"the trie has {list(trie.codebook_sizes)}."
+                f"the trie has {list(codebook_sizes)}."
             )
         highest = max(int(ids.max()) for ids in token_ids)
         if highest >= head.vocabulary:
@@ -148,61 +149,69 @@ class ChildScorer:
                 f"SID token {highest} lies outside of the model's vocabulary of {head.vocabulary}.",
                 hint="extend the model's vocabulary with the table's tokens first",
             )
-        self.trie = trie
         self.token_ids = tuple(np.asarray(ids, dtype=np.int64) for ids in token_ids)
         self.normalise = normalise
         self._head = head
         self._device_ids = tuple(torch.tensor(ids).to(head.device) for ids in self.token_ids)
 
     @torch.no_grad()
-    def table(self, states: Tensor, level: int) -> np.ndarray:
-        """Scores of all codes of a level.
+    def gains(self, states: Tensor, level: int, owner: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Log-probabilities of children given their parents.
 
         Args:
-            states: (n, hidden) states of prefixes of length `level`.
+            states: (n, hidden) states of the parents, prefixes of length `level`.
+            owner: (m,) the parent of each child, ascending.
+            codes: (m,) the code that leads to each child. "legal" normalises over just these.
 
         Returns:
-            (n, codebook_sizes[level]) float64: log-probabilities for "vocab" and "level"; logits for "legal", which
-            only `children` can normalise.
+            (m,) float64, none above 0.
 
         Raises:
             LLMRecError: the model returned NaN.
         """
-        ids = self._device_ids[level]
-        if self.normalise == "vocab":
-            rows = max(1, _MAX_LOGITS // self._head.vocabulary)
-            parts = [torch.log_softmax(self._head.logits(part), dim=-1)[:, ids] for part in torch.split(states, rows)]
-            scores = torch.cat(parts)
-        else:
-            scores = self._head.logits(states, ids)
-            if self.normalise == "level":
-                scores = torch.log_softmax(scores, dim=-1)
-        if torch.isnan(scores).any():
-            raise LLMRecError(
-                f"The model returned NaN at SID level {level}: nothing can be ranked.",
-                hint="check the weights, or run the model in float32",
-            )
-        return scores.double().cpu().numpy()
+        if not len(owner):
+            return np.zeros(0)
+        parents = torch.from_numpy(owner).to(states.device)
+        if self.normalise == "legal":
+            union, place = np.unique(codes, return_inverse=True)
+            # Rows of the head are copied when only some are asked for; above half of them that no longer pays.
+            if 2 * len(union) > len(self.token_ids[level]):
+                union, place = np.arange(len(self.token_ids[level])), codes
+            logits = self._head.logits(states, self._device_ids[level][torch.from_numpy(union).to(states.device)])
+            values = logits[parents, torch.from_numpy(place).to(states.device)].double().cpu().numpy()
+            return _checked(_log_softmax_by_owner(values, owner), level)
+        picked = torch.from_numpy(codes.astype(np.int64)).to(states.device)
+        if self.normalise == "level":
+            logits = self._head.logits(states, self._device_ids[level])
+            totals = torch.logsumexp(logits, dim=-1)
+            return _checked((logits[parents, picked] - totals[parents]).double().cpu().numpy(), level)
+        tokens = self._device_ids[level][picked]
+        rows = max(1, _MAX_LOGITS // self._head.vocabulary)
+        parts = []
+        for start in range(0, len(states), rows):
+            logits = self._head.logits(states[start : start + rows])
+            mine = slice(*np.searchsorted(owner, [start, start + rows]).tolist())
+            local = parents[mine] - start
+            parts.append(logits[local, tokens[mine]] - torch.logsumexp(logits, dim=-1)[local])
+        return _checked(torch.cat(parts).double().cpu().numpy(), level)
 
-    def children(
-        self, table: np.ndarray, level: int, nodes: np.ndarray, exclusion: Exclusion | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Living children of `nodes` with their log-probability given the parent.
 
-        Args:
-            table: (n, codes) what `table` returned for the n nodes.
-            nodes: (n,) nodes of `level`.
+def _checked(gains: np.ndarray, level: int) -> np.ndarray:
+    if np.isnan(gains).any():
+        raise LLMRecError(
+            f"The model returned NaN at SID level {level}: nothing can be ranked.",
+            hint="check the weights, or run the model in float32",
+        )
+    # A log-probability is never above 0, but its rounding can be; a search may rely on it as a bound.
+    clipped: np.ndarray = np.minimum(gains, 0.0)
+    return clipped
 
-        Returns:
-            owner (place of the parent in `nodes`), node at ``level + 1``, log-probability; each (m,).
-        """
-        found = self.trie.children(level, nodes, exclusion)
-        scores = table[found.owner, found.code]
-        if self.normalise == "legal" and scores.size:
-            first = np.flatnonzero(np.diff(found.owner, prepend=-1))
-            group = np.repeat(np.arange(len(first)), np.diff(first, append=len(scores)))
-            peak = np.maximum.reduceat(scores, first)
-            total = np.add.reduceat(np.exp(scores - peak[group]), first)
-            # A single child must score exactly 0, or its bound would not hold: exp(0) sums to 1, log 1 is 0.
-            scores = scores - peak[group] - np.log(total)[group]
-        return found.owner, found.node, scores
+
+def _log_softmax_by_owner(values: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Log-softmax of each owner's run of values; of a single value exactly 0."""
+    first = np.flatnonzero(np.diff(owner, prepend=-1))
+    group = np.repeat(np.arange(len(first)), np.diff(first, append=len(values)))
+    peak = np.maximum.reduceat(values, first)
+    total = np.add.reduceat(np.exp(values - peak[group]), first)
+    normalised: np.ndarray = values - peak[group] - np.log(total)[group]
+    return normalised

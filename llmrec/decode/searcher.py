@@ -1,4 +1,4 @@
-"""`Searcher`: the one object to hold for recommending: model, trie, token ids and normalisation, with batching.
+"""`Searcher`: the one object to hold for recommending: back end, trie, token ids and normalisation, with batching.
 
 searcher = Searcher(model, trie, table.token_ids)
 results = searcher.beam(prompts, num_beams=20, top_k=10, excluded=[history_rows, None, …])
@@ -8,23 +8,24 @@ filtered, unfiltered = searcher.beam_each(prompts, [histories, None], num_beams=
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 
 from llmrec.decode.beam import beam_search
 from llmrec.decode.exact import exact_search
-from llmrec.decode.result import Normalise, SearchResult
+from llmrec.decode.expander import Backend, Expander
+from llmrec.decode.result import NORMALISATIONS, Normalise, SearchResult
 from llmrec.decode.score_items import score_items
-from llmrec.decode.scores import ChildScorer, LMHead
-from llmrec.decode.session import PrefixSession
+from llmrec.decode.torch_backend import TorchBackend
 from llmrec.decode.trie import SIDTrie
-from llmrec.decode.trie_filter import Exclusion
+from llmrec.decode.trie_filter import RowFilter
 from llmrec.errors import InputError
 
 Prompts = Sequence[Sequence[int] | np.ndarray]
-Excluded = Sequence[np.ndarray | Sequence[int] | None]
+Excluded = Sequence[np.ndarray | Sequence[int] | RowFilter | None]
 ResultT = TypeVar("ResultT")
 
 
@@ -32,11 +33,12 @@ class Searcher:
     """Searches a catalogue with a causal LM.
 
     Args:
-        model: a Hugging Face causal LM (or PEFT model). It is put into evaluation mode during a call only.
+        model: a back end, or a Hugging Face causal LM (or PEFT model), which `TorchBackend` then searches. A model is
+            put into evaluation mode during a call only.
         trie: the items that exist, and which of them may be returned.
         token_ids: per level (codebook_size,) the token id of each code (`SIDTable.token_ids`).
         normalise: see `llmrec.decode.result.Normalise`.
-        batch_size: prompts prefilled together; prompts of similar length are put together.
+        batch_size: prompts read together; prompts with a similar number of tokens to read are put together.
     """
 
     def __init__(
@@ -48,11 +50,28 @@ class Searcher:
         normalise: Normalise = "vocab",
         batch_size: int = 16,
     ) -> None:
-        self.model = model
+        if normalise not in NORMALISATIONS:
+            raise InputError(f"normalise is {normalise!r}; known are {', '.join(NORMALISATIONS)}.")
+        self.backend: Backend
+        if hasattr(model, "get_decoder"):
+            with _evaluating(model):
+                self.backend = TorchBackend(model)
+        else:
+            self.backend = model
         self.trie = trie
+        self.token_ids = tuple(np.asarray(ids, dtype=np.int64) for ids in token_ids)
+        self.normalise: Normalise = normalise
         self.batch_size = batch_size
-        with _evaluating(model):
-            self.scorer = ChildScorer(LMHead(model), trie, token_ids, normalise)
+
+    def over(self, trie: SIDTrie, *, normalise: Normalise | None = None, batch_size: int | None = None) -> Searcher:
+        """The same back end over other items, by default with the same settings."""
+        return Searcher(
+            self.backend,
+            trie,
+            self.token_ids,
+            normalise=normalise or self.normalise,
+            batch_size=batch_size or self.batch_size,
+        )
 
     def beam(
         self, prompts: Prompts, *, num_beams: int, top_k: int, excluded: Excluded | None = None
@@ -63,7 +82,8 @@ class Searcher:
             prompts: token ids per prompt.
             num_beams: width, at least `top_k`.
             top_k: items per prompt; fewer come back where fewer living items are left.
-            excluded: per prompt rows of the table that may not be returned, or None; None excludes nothing at all.
+            excluded: per prompt rows of the table that may not be returned, a filter made from the trie
+                (`SIDTrie.exclusion`, `SIDTrie.allowance`), or None; None excludes nothing at all.
         """
         return self.beam_each(prompts, [excluded], num_beams=num_beams, top_k=top_k)[0]
 
@@ -71,56 +91,83 @@ class Searcher:
         self, prompts: Prompts, excluded_sets: Sequence[Excluded | None], *, num_beams: int, top_k: int
     ) -> list[list[SearchResult]]:
         """One beam search per entry of `excluded_sets`, all from one prefill; a list of results for each entry."""
-        return self._each(
+        return self.search_each(
             prompts,
             excluded_sets,
-            lambda session, exclusions: beam_search(session, self.scorer, exclusions, num_beams=num_beams, top_k=top_k),
+            lambda expander, filters, _: beam_search(expander, filters, num_beams=num_beams, top_k=top_k),
+            reserve=num_beams * len(excluded_sets) * self.trie.num_levels,
         )
 
     def exact(self, prompts: Prompts, *, top_k: int, excluded: Excluded | None = None) -> list[SearchResult]:
         """The true top-k, one result per prompt (see `exact_search`); arguments as for `beam`."""
-        return self._each(
+        return self.search_each(
             prompts,
             [excluded],
-            lambda session, exclusions: exact_search(session, self.scorer, exclusions, top_k=top_k),
+            lambda expander, filters, _: exact_search(expander, filters, top_k=top_k),
+            reserve=256,
         )[0]
 
-    def score(self, prompts: Prompts, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Log-probabilities of the given rows after each prompt, in their order (see `score_items`)."""
+    def score(
+        self, prompts: Prompts, rows: Sequence[np.ndarray], *, excluded: Excluded | None = None
+    ) -> list[np.ndarray]:
+        """Log-probabilities of the given rows after each prompt, in their order (see `score_items`).
+
+        Items that are not living are scored like others, except that "legal" gives them -inf.
+        """
         if len(rows) != len(prompts):
             raise InputError(f"{len(prompts)} prompts, but items to score for {len(rows)}.")
-        scores: dict[int, np.ndarray] = {}
-        for members, session in self._sessions(prompts):
-            found = score_items(session, self.scorer, [rows[i] for i in members])
-            scores.update(zip(members, found, strict=True))
-        return [scores[i] for i in range(len(prompts))]
+        searcher = self if self.normalise == "legal" else self._over_all
+        return searcher.search_each(
+            prompts,
+            [excluded],
+            lambda expander, filters, members: score_items(expander, [rows[i] for i in members], filters),
+            reserve=256,
+        )[0]
 
-    def _each(
+    @cached_property
+    def _over_all(self) -> Searcher:
+        """Over living and other items."""
+        return self.over(self.trie.with_alive(np.ones(self.trie.num_items, dtype=bool)))
+
+    def search_each(
         self,
         prompts: Prompts,
         excluded_sets: Sequence[Excluded | None],
-        search: Callable[[PrefixSession, list[Exclusion | None]], list[SearchResult]],
-    ) -> list[list[SearchResult]]:
+        search: Callable[[Expander, list[RowFilter | None], list[int]], Sequence[ResultT]],
+        *,
+        reserve: int = 64,
+    ) -> list[list[ResultT]]:
+        """Any search, once per entry of `excluded_sets`, all from one prefill; a list of results for each entry.
+
+        Args:
+            prompts: token ids per prompt.
+            excluded_sets: as `excluded` of `beam`, several times.
+            search: called with an expander over some of the prompts, their filters and their places in `prompts`.
+            reserve: see `Backend.open`.
+        """
         for excluded in excluded_sets:
             if excluded is not None and len(excluded) != len(prompts):
                 raise InputError(f"{len(prompts)} prompts, but exclusions for {len(excluded)}.")
-        results: list[dict[int, SearchResult]] = [{} for _ in excluded_sets]
-        for members, session in self._sessions(prompts):
+        results: list[dict[int, ResultT]] = [{} for _ in excluded_sets]
+        for members, expander in self._expanders(prompts, reserve):
             for result, excluded in zip(results, excluded_sets, strict=True):
-                result.update(zip(members, search(session, self._exclusions(excluded, members)), strict=True))
+                found = search(expander, self._filters(excluded, members), members)
+                result.update(zip(members, found, strict=True))
         return [[result[i] for i in range(len(prompts))] for result in results]
 
-    def _exclusions(self, excluded: Excluded | None, members: Sequence[int]) -> list[Exclusion | None]:
-        rows = [None if excluded is None else excluded[i] for i in members]
-        return [None if one is None else self.trie.exclusion(one) for one in rows]
+    def _filters(self, excluded: Excluded | None, members: Sequence[int]) -> list[RowFilter | None]:
+        given = [None if excluded is None else excluded[i] for i in members]
+        return [self.trie.exclusion(one) if isinstance(one, (np.ndarray, Sequence)) else one for one in given]
 
-    def _sessions(self, prompts: Prompts) -> Iterator[tuple[list[int], PrefixSession]]:
-        """Prompts in batches of similar length (less padding), each prefilled; with their places in `prompts`."""
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        with _evaluating(self.model):
+    def _expanders(self, prompts: Prompts, reserve: int) -> Iterator[tuple[list[int], Expander]]:
+        """Batches of prompts with a similar number of tokens to read (less padding), with their places in `prompts`."""
+        unread = [len(prompt) - self.backend.known_tokens(prompt) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: (-unread[i], -len(prompts[i])))
+        with _evaluating(self.backend.model) if isinstance(self.backend, TorchBackend) else nullcontext():
             for start in range(0, len(order), self.batch_size):
                 members = order[start : start + self.batch_size]
-                yield members, PrefixSession(self.model, [prompts[i] for i in members])
+                chosen = [prompts[i] for i in members]
+                yield members, self.backend.open(chosen, self.trie, self.token_ids, self.normalise, reserve=reserve)
 
 
 @contextmanager

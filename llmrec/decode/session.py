@@ -11,20 +11,23 @@ Three points about Hugging Face models that this file relies on (read in transfo
 - A 4D mask is taken as it is by every model that builds its masks with ``masking_utils``. Models whose layers differ
   (Gemma 2: full and sliding) take a dict of masks by layer type. So one tensor is passed where all layers see the
   same, and a dict only where a sliding window really cuts.
-- A `DynamicCache` made without a config keeps all columns in all layers, also those with a sliding window; the window
-  is then ours to mask. That is what makes `rewind` a plain crop.
+- `BranchCache` keeps all columns in all layers, also those with a sliding window; the window is ours to mask. That is
+  what makes `truncate` a change of a counter.
 - ``generate`` and its ``generation_config`` (top_k, repetition_penalty of instruct checkpoints) are never involved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llmrec.decode.kv_cache import BranchCache
+from llmrec.decode.prefix_cache import PrefixCache
 from llmrec.errors import InputError
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -36,6 +39,8 @@ class PrefixSession:
     Args:
         model: a Hugging Face causal LM (also a PEFT model) with "sdpa" or "eager" attention.
         prompts: token ids per prompt, none empty; shorter ones are padded on the left.
+        reserve: columns per prompt to allocate for `extend`; more are possible, at the cost of a copy.
+        prefix_cache: keys and values of earlier prompts of this very model.
 
     Attributes:
         prompt_states: (batch, hidden) last hidden state of each prompt: what the LM head reads for the next token.
@@ -45,9 +50,14 @@ class PrefixSession:
         InputError: an empty prompt, or a model whose attention cannot take an ancestor mask.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int] | np.ndarray]) -> None:
-        from transformers import DynamicCache
-
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int] | np.ndarray],
+        *,
+        reserve: int = 64,
+        prefix_cache: PrefixCache | None = None,
+    ) -> None:
         empty = [i for i, prompt in enumerate(prompts) if len(prompt) == 0]
         if empty or not len(prompts):
             given = f"prompt {empty[0]} has no token" if empty else "no prompt was given"
@@ -55,10 +65,9 @@ class PrefixSession:
                 f"A search needs prompts of at least one token; {given}.", hint="put BOS or a header before the history"
             )
         self._backbone = model.get_decoder()
-        self._implementation, self._layer_kinds, self._window = _attention(model)
-        self._cache = DynamicCache()
+        self._attention = _attention(model)
         self.num_forwards = 0
-        self._parents: np.ndarray
+        self._seen: np.ndarray
         self._positions: np.ndarray
 
         batch, longest = len(prompts), max(len(prompt) for prompt in prompts)
@@ -70,11 +79,16 @@ class PrefixSession:
         self._device = self._backbone.get_input_embeddings().weight.device
         self._real = torch.from_numpy(real).to(self._device)
         self._lengths = real.sum(axis=1)
-        positions = np.maximum(real.cumsum(axis=1) - 1, 0)
-        self._prompt_positions = positions
+        self._prompt_positions = np.maximum(real.cumsum(axis=1) - 1, 0)
+        self._cache = BranchCache(self._attention.num_layers, longest + reserve)
         self._clear()
-        states = self._forward(ids, positions, None if real.all() else self._real.long())
-        self.prompt_states = states[:, -1]
+        known = self._load(prompts, longest, prefix_cache)
+        unpadded = bool(real.all()) and known == 0
+        self.prompt_states = self._forward(
+            ids[:, known:], self._prompt_positions[:, known:], None if unpadded else self._real.long()
+        )[:, -1]
+        if prefix_cache is not None:
+            self._store(prompts, longest, prefix_cache)
 
     @property
     def batch_size(self) -> int:
@@ -83,14 +97,42 @@ class PrefixSession:
 
     @property
     def num_slots(self) -> int:
-        """Columns appended since the prefill or the last `rewind`; the next column's slot has this number."""
-        return int(self._parents.shape[1])
+        """Columns appended since the prefill and not dropped; the next column's slot has this number."""
+        return int(self._positions.shape[1])
 
-    def rewind(self) -> None:
-        """Drop every appended column; the prompts stay, so that another search can start from the same prefill."""
-        if self.num_slots:
-            self._cache.crop(-self.num_slots)
-        self._clear()
+    def truncate(self, num_slots: int) -> None:
+        """Drop the last columns until `num_slots` are left; 0 leaves the prompts, so that another search can start."""
+        if num_slots < self.num_slots:
+            self._cache.truncate(self._real.shape[1] + num_slots)
+            self._seen = self._seen[:, :num_slots, :num_slots]
+            self._positions = self._positions[:, :num_slots]
+
+    def _load(self, prompts: Sequence[Sequence[int] | np.ndarray], longest: int, cache: PrefixCache | None) -> int:
+        """Fill in what the cache knows; returns the columns that need no forward, the same number for all rows.
+
+        Rows end in the same column. Where one row knows more than another, a few known tokens are read again.
+        """
+        if cache is None:
+            return 0
+        found = [cache.find(prompt) for prompt in prompts]
+        starts = [longest - len(prompt) for prompt in prompts]
+        known = min(start + len(blocks) * cache.block_size for start, blocks in zip(starts, found, strict=True))
+        rows = [
+            (row, start + place * cache.block_size, block)
+            for row, (start, blocks) in enumerate(zip(starts, found, strict=True))
+            for place, block in enumerate(blocks)
+            if start + place * cache.block_size < known
+        ]
+        if not rows:
+            return 0
+        self._cache.fill(len(prompts), known, [(row, at, block[..., : known - at, :]) for row, at, block in rows])
+        return known
+
+    def _store(self, prompts: Sequence[Sequence[int] | np.ndarray], longest: int, cache: PrefixCache) -> None:
+        for row, prompt in enumerate(prompts):
+            first = longest - len(prompt)
+            for start, key in cache.missing(prompt):
+                cache.put(key, self._cache.columns(row, first + start, first + start + cache.block_size))
 
     def extend(self, parents: np.ndarray, tokens: np.ndarray) -> Tensor:
         """Append M columns to every prompt in one forward.
@@ -108,29 +150,29 @@ class PrefixSession:
         slots = np.broadcast_to(np.arange(first, first + width), (batch, width))
         if ((parents < -1) | (parents >= slots)).any():
             raise InputError("A column's parent must be -1 or the slot of an earlier column.")
-        all_parents = np.concatenate([self._parents, parents], axis=1)
+        # Who sees whom: a column sees itself and what its parent sees; parents of the same call come first.
+        seen = np.zeros((batch, first + width, first + width), dtype=bool)
+        seen[:, :first, :first] = self._seen
+        slot_positions = np.concatenate([self._positions, np.zeros((batch, width), dtype=np.int64)], axis=1)
+        waiting = np.ones((batch, width), dtype=bool)
+        while waiting.any():
+            own = np.take_along_axis(waiting, np.maximum(parents - first, 0), axis=1) & (parents >= first)
+            rows, columns = np.nonzero(waiting & ~own)  # the parent is known, or is the prompt
+            above = parents[rows, columns]
+            seen[rows, first + columns] = np.where((above >= 0)[:, None], seen[rows, above], False)
+            seen[rows, first + columns, first + columns] = True
+            before = np.where(above >= 0, slot_positions[rows, above], self._lengths[rows] - 1)
+            slot_positions[rows, first + columns] = before + 1
+            waiting[rows, columns] = False
 
-        # Climb from every new column to its prompt, one generation a pass (at most num_levels passes).
-        visible = np.zeros((batch, width, first + width), dtype=bool)
-        depth = np.zeros((batch, width), dtype=np.int64)
-        current = slots
-        while (climbing := current >= 0).any():
-            rows, columns = np.nonzero(climbing)
-            visible[rows, columns, current[climbing]] = True
-            depth += climbing
-            above = np.take_along_axis(all_parents, np.maximum(current, 0), axis=1)
-            current = np.where(climbing, above, -1)
-        positions = self._lengths[:, None] + depth - 1
-        all_positions = np.concatenate([self._positions, positions], axis=1)
-
-        mask = self._ancestor_mask(visible, positions, all_positions)
-        states = self._forward(tokens, positions, mask)
+        mask = self._ancestor_mask(seen[:, first:], slot_positions[:, first:], slot_positions)
+        states = self._forward(tokens, slot_positions[:, first:], mask)
         self.num_forwards += 1
-        self._parents, self._positions = all_parents, all_positions
+        self._seen, self._positions = seen, slot_positions
         return states
 
     def _clear(self) -> None:
-        self._parents = np.zeros((self.batch_size, 0), dtype=np.int64)
+        self._seen = np.zeros((self.batch_size, 0, 0), dtype=bool)
         self._positions = np.zeros((self.batch_size, 0), dtype=np.int64)
 
     @torch.no_grad()
@@ -152,18 +194,19 @@ class PrefixSession:
         batch, width, _ = visible.shape
         prompt = self._real[:, None].expand(batch, width, -1)
         full = torch.cat([prompt, torch.from_numpy(visible).to(self._device)], dim=-1)
-        if self._window is None or positions.max() < self._window or _SLIDING not in self._layer_kinds:
+        window, kinds = self._attention.window, self._attention.layer_kinds
+        if window is None or positions.max() < window or _SLIDING not in kinds:
             return self._prepared(full)
         keys = np.concatenate([self._prompt_positions, slot_positions], axis=1)
-        near = positions[:, :, None] - keys[:, None, :] < self._window
+        near = positions[:, :, None] - keys[:, None, :] < window
         sliding = self._prepared(full & torch.from_numpy(near).to(self._device))
-        if self._layer_kinds == {_SLIDING}:
+        if kinds == {_SLIDING}:
             return sliding
         return {_FULL: self._prepared(full), _SLIDING: sliding}
 
     def _prepared(self, allowed: Tensor) -> Tensor:
         allowed = allowed[:, None]
-        if self._implementation == "sdpa":
+        if self._attention.implementation == "sdpa":
             return allowed
         dtype = self._backbone.dtype  # eager attention adds its mask
         return torch.zeros(allowed.shape, dtype=dtype, device=self._device).masked_fill(
@@ -171,8 +214,18 @@ class PrefixSession:
         )
 
 
-def _attention(model: Any) -> tuple[str, set[str], int | None]:
-    """Attention implementation, the kinds of layers, and the sliding window of a model.
+@dataclass(frozen=True)
+class _Attention:
+    """What the masks of a model have to know."""
+
+    implementation: str
+    layer_kinds: frozenset[str]
+    window: int | None
+    num_layers: int
+
+
+def _attention(model: Any) -> _Attention:
+    """Read a model's config.
 
     Raises:
         InputError: recurrent or chunked layers (their state cannot branch into beams), or an attention that takes no
@@ -182,7 +235,7 @@ def _attention(model: Any) -> tuple[str, set[str], int | None]:
     settings = config.to_dict()
     window = settings.get("sliding_window")
     # Families with one kind of layer (Llama, Mistral) have no `layer_types`; a window then holds for all of them.
-    kinds = set(settings.get("layer_types") or [_FULL if window is None else _SLIDING])
+    kinds = frozenset(settings.get("layer_types") or [_FULL if window is None else _SLIDING])
     name = settings.get("model_type", type(model).__name__)
     if kinds - {_FULL, _SLIDING}:
         raise InputError(
@@ -196,4 +249,4 @@ def _attention(model: Any) -> tuple[str, set[str], int | None]:
             f"The search needs an attention that takes an ancestor mask; this {name} uses {implementation!r}.",
             hint='load the model with attn_implementation="sdpa"',
         )
-    return implementation, kinds, window
+    return _Attention(implementation, kinds, window, int(config.num_hidden_layers))

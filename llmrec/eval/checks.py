@@ -34,7 +34,7 @@ class Proof:
     """
 
     def __init__(self, searcher: Searcher, renderer: Renderer, alive: np.ndarray) -> None:
-        self._trie, self._token_ids = searcher.trie, searcher.scorer.token_ids
+        self._trie, self._token_ids = searcher.trie, searcher.token_ids
         self._renderer, self._alive = renderer, alive
         self._row_of = {item_id: row for row, item_id in enumerate(renderer.table.item_ids)}
         self._named: dict[int, frozenset[int]] = {}  # by leaf: a SID reads the same each time

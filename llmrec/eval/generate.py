@@ -27,6 +27,7 @@ from llmrec.eval.judged import Judged, by_hash
 from llmrec.eval.ranker import Progress, RankedUsers, Ranking
 from llmrec.metrics import ranks_from_lists
 from llmrec.prompts.renderer import Renderer
+from llmrec.recommender import Recommender
 from llmrec.sid_vocab.table import ACTIVE, LEVEL_LETTERS, SIDTable
 
 if TYPE_CHECKING:
@@ -65,16 +66,14 @@ class Generator:
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint, *, label: str = "model") -> Generator:
         """With the checkpoint's weights, table, templates and serving settings."""
-        from llmrec.decode.searcher import Searcher
-        from llmrec.decode.trie import SIDTrie
+        return cls.of_recommender(Recommender(checkpoint), label=label)
 
-        table, serving = checkpoint.table, checkpoint.card.serving
-        searcher = Searcher(
-            checkpoint.load_model(),
-            SIDTrie.build(table.codes, table.codebook_sizes),
-            table.token_ids or (),
-            normalise=serving.normalise,
-        )
+    @classmethod
+    def of_recommender(cls, recommender: Recommender, *, label: str = "model") -> Generator:
+        """As the recommender serves, with its engine."""
+        checkpoint = recommender.checkpoint
+        serving = checkpoint.card.serving
+        searcher = recommender.searcher(serving.normalise)
         return cls(searcher, checkpoint.renderer, window=serving.window, max_length=serving.max_length, label=label)
 
     def rank(self, dataset: Dataset, judged: Judged, config: EvalConfig, progress: Progress) -> RankedUsers:
@@ -158,7 +157,7 @@ def rank_with_model(
         "window": window,
         "search": config.search,
         "num_beams": config.num_beams if config.search == "beam" else None,
-        "normalise": searcher.scorer.normalise,
+        "normalise": searcher.normalise,
         "search_wall_s": wall,
         "search_cpu_s": cpu,
         "targets_without_sid": int((target_rows < 0).sum()),
@@ -213,17 +212,9 @@ class _Rows:
 
 def _evaluation_searcher(searcher: Searcher, alive: np.ndarray, config: EvalConfig) -> Searcher:
     """The same model, searching living items of the evaluation catalogue only."""
-    from llmrec.decode.searcher import Searcher
-
     if searcher.trie.num_items != len(alive):
         raise InputError(f"the trie holds {searcher.trie.num_items} rows, the SID table {len(alive)}")
-    return Searcher(
-        searcher.model,
-        searcher.trie.with_alive(alive),
-        searcher.scorer.token_ids,
-        normalise=config.normalise or searcher.scorer.normalise,
-        batch_size=config.batch_size,
-    )
+    return searcher.over(searcher.trie.with_alive(alive), normalise=config.normalise, batch_size=config.batch_size)
 
 
 def _sid_level_hits(table: SIDTable, lists: Sequence[Sequence[np.ndarray]], target_rows: np.ndarray) -> dict[str, Any]:

@@ -13,11 +13,15 @@ from llmrec.testing.search_conformance import search_world
 
 
 def scored(world, normalise, trie, exclusion=None):
+    """Children of the root after each prompt: owner, node and gain."""
     session = PrefixSession(world.model, world.prompts)
-    scorer = ChildScorer(LMHead(world.model), trie, world.token_ids, normalise)
-    table = scorer.table(session.prompt_states, 0)
+    scorer = ChildScorer(LMHead(world.model), trie.codebook_sizes, world.token_ids, normalise)
     root = np.zeros(1, dtype=np.int64)
-    return [scorer.children(row[None], 0, root, exclusion) for row in table]
+    found = trie.children(0, root, exclusion)
+    return [
+        (found.owner, found.node, scorer.gains(state[None], 0, found.owner, found.code))
+        for state in session.prompt_states
+    ]
 
 
 def model_logits(world):
@@ -39,7 +43,7 @@ def test_normalisations(family, normalise):
         among = {"vocab": logits, "level": logits[own], "legal": logits[own[legal]]}[normalise]
         expected = logits[own[legal]] - torch.logsumexp(among, dim=0)
         np.testing.assert_allclose(found, expected, atol=1e-4)
-        assert trie.code[1][node].tolist() == legal
+        assert trie.codes_of(1, node).tolist() == legal
         assert (owner == 0).all()
 
 
@@ -99,17 +103,28 @@ def test_a_wrapped_head_is_called_whole():
 
 def test_what_does_not_fit_is_refused():
     world = search_world()
-    head, trie = LMHead(world.model), world.trie()
+    head, sizes = LMHead(world.model), world.codebook_sizes
     with pytest.raises(InputError, match="known are vocab, level, legal"):
-        ChildScorer(head, trie, world.token_ids, "softmax")
+        ChildScorer(head, sizes, world.token_ids, "softmax")
     with pytest.raises(InputError, match="codebooks of"):
-        ChildScorer(head, trie, world.token_ids[:2], "vocab")
+        ChildScorer(head, sizes, world.token_ids[:2], "vocab")
     with pytest.raises(InputError, match="outside of the model's vocabulary"):
-        ChildScorer(head, trie, [ids + 1000 for ids in world.token_ids], "vocab")
+        ChildScorer(head, sizes, [ids + 1000 for ids in world.token_ids], "vocab")
 
 
 def test_nan_is_an_error_and_not_a_ranking():
     world = search_world()
-    scorer = ChildScorer(LMHead(world.model), world.trie(), world.token_ids, "level")
-    with pytest.raises(LLMRecError, match="NaN"):
-        scorer.table(torch.full((1, 32), torch.nan), 0)
+    first = np.zeros(2, dtype=np.int64), np.arange(2)
+    for normalise in ("vocab", "level", "legal"):
+        scorer = ChildScorer(LMHead(world.model), world.codebook_sizes, world.token_ids, normalise)
+        with pytest.raises(LLMRecError, match="NaN"):
+            scorer.gains(torch.full((1, 32), torch.nan), 0, *first)
+
+
+def test_the_whole_vocabulary_is_scored_in_pieces(monkeypatch):
+    world = search_world()
+    scorer = ChildScorer(LMHead(world.model), world.codebook_sizes, world.token_ids, "vocab")
+    states, owner = torch.randn(7, 32), np.array([0, 1, 1, 2, 4, 5, 5, 6])
+    whole = scorer.gains(states, 1, owner, np.array([0, 1, 5, 2, 3, 4, 0, 1]))
+    monkeypatch.setattr("llmrec.decode.scores._MAX_LOGITS", 2 * scorer._head.vocabulary)
+    np.testing.assert_allclose(scorer.gains(states, 1, owner, np.array([0, 1, 5, 2, 3, 4, 0, 1])), whole, atol=1e-6)

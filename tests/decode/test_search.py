@@ -10,10 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmrec.decode.beam import beam_search
 from llmrec.decode.exact import exact_search
 from llmrec.decode.score_items import score_items
+from llmrec.decode.scores import ChildScorer, LMHead
 from llmrec.decode.searcher import Searcher
 from llmrec.decode.session import PrefixSession
+from llmrec.decode.torch_backend import TorchExpander
 from llmrec.decode.trie import SIDTrie
 from llmrec.errors import InputError
 from llmrec.testing.search_conformance import SearchConformance, SearchWorld, assert_same_ranking, search_world
@@ -91,7 +94,9 @@ def test_random_trees(data):
         assert_same_ranking(exact[row], oracle.brute_force(prompt, top_k=top_k, excluded=out))
         assert_same_ranking(beam[row], oracle.beam(prompt, num_beams=top_k, top_k=top_k, excluded=out))
         assert len(beam[row].items) == min(top_k, living.sum())
-        assert beam[row].num_forwards == (levels - 1 if living.any() or alive.any() else 0)
+        # A lone child needs no forward where its probability is 1.
+        needed = 0 if normalise == "legal" else levels - 1 if any(len(each.items) for each in beam) else 0
+        assert needed <= beam[row].num_forwards <= levels - 1
 
 
 def test_two_exclusions_from_one_prefill():
@@ -166,44 +171,73 @@ def test_dead_items_are_scored_except_among_the_legal():
     assert np.isfinite(legal[1])
 
 
-def test_a_small_cache_changes_no_result():
-    world = search_world(codebook_sizes=(6, 6, 6, 3), num_items=60)
-    searcher = Searcher(world.model, world.trie(), world.token_ids)
+def expander(world, *, max_slots=1024, normalise="vocab"):
     session = PrefixSession(world.model, world.prompts)
-    widest = []
-    extend = session.extend
+    scorer = ChildScorer(LMHead(world.model), world.codebook_sizes, world.token_ids, normalise)
+    return session, TorchExpander(session, world.trie(), scorer, max_slots=max_slots)
 
-    def watched(parents, tokens):
-        states = extend(parents, tokens)
-        widest.append(session.num_slots)
-        return states
 
-    session.extend = watched
-    large = exact_search(session, searcher.scorer, [None] * 3, top_k=20, num_expanded=4)
-    assert max(widest) > 24
-    widest.clear()
-    small = exact_search(session, searcher.scorer, [None] * 3, top_k=20, num_expanded=4, max_slots=24)
-    assert max(widest) <= 24
-    for ours, theirs in zip(small, large, strict=True):
-        assert_same_ranking(ours, theirs)
-    rows = [np.arange(60)] * 3
-    for ours, theirs in zip(
-        score_items(session, searcher.scorer, rows, max_slots=10),
-        score_items(session, searcher.scorer, rows),
-        strict=True,
-    ):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+def test_a_small_cache_changes_no_result(normalise):
+    world = search_world(codebook_sizes=(6, 6, 6, 3), num_items=60)
+    results, scores, widest = [], [], []
+    for max_slots in (1024, 24):
+        session, tree = expander(world, max_slots=max_slots, normalise=normalise)
+        extend, seen = session.extend, []
+
+        def watched(parents, tokens, extend=extend, seen=seen, session=session):
+            states = extend(parents, tokens)
+            seen.append(session.num_slots)
+            return states
+
+        session.extend = watched
+        results.append(exact_search(tree, [None] * 3, top_k=20, num_expanded=4))
+        widest.append(max(seen))
+        scores.append(score_items(tree, [np.arange(60)] * 3))
+    assert widest[0] > 24 >= widest[1]
+    for large, small, whole, parts in zip(*results, *scores, strict=True):
+        assert_same_ranking(small, large)
+        np.testing.assert_allclose(parts, whole, atol=1e-4)
 
 
 def test_exact_stops_early_on_a_sure_model():
-    world = search_world(codebook_sizes=(16, 16, 4), num_items=400)
+    world = search_world(codebook_sizes=(16, 16, 4), num_items=400, prompt_lengths=(9,))
     with torch.no_grad():
         world.model.get_output_embeddings().weight.mul_(10)
-    session = PrefixSession(world.model, world.prompts[:1])
-    searcher = Searcher(world.model, world.trie(), world.token_ids)
-    (found,) = exact_search(session, searcher.scorer, [None], top_k=3, num_expanded=2)
-    assert session.num_forwards * 2 < len(searcher.trie.parent[1]) + len(searcher.trie.parent[2])
+    session, tree = expander(world)
+    (found,) = exact_search(tree, [None], top_k=3, num_expanded=2)
+    assert session.num_forwards * 2 < tree.trie.num_nodes(1) + tree.trie.num_nodes(2)
     assert_same_ranking(found, world.oracle().brute_force(world.prompts[0], top_k=3))
+
+
+def test_lone_children_cost_no_forward():
+    # Three branches at the first level, then single children down to the items: their probability is 1 among the legal.
+    codes = np.array([[0, 1, 2, 1], [3, 0, 0, 2], [5, 4, 1, 0]])
+    base = search_world(codebook_sizes=(8, 6, 4, 3))
+    world = SearchWorld(base.model, codes, base.codebook_sizes, base.token_ids, base.prompts)
+    session, tree = expander(world, normalise="legal")
+    results = beam_search(tree, [None] * 3, num_beams=3, top_k=3)
+    assert session.num_forwards == 0
+    for prompt, result in zip(world.prompts, results, strict=True):
+        assert_same_ranking(result, world.oracle("legal").brute_force(prompt, top_k=3))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_searching_from_a_column_equals_a_longer_prompt(family):
+    world = search_world(family)
+    words = np.random.default_rng(1).integers(3, 200, (3, 4))
+    session, _ = expander(world)
+    states = session.extend(np.array([[-1, 0, 1, 2]] * 3), words)
+    scorer = ChildScorer(LMHead(world.model), world.codebook_sizes, world.token_ids, "vocab")
+    tree = TorchExpander(session, world.trie(), scorer, root=np.full(3, 3), root_states=states[:, -1], max_slots=12)
+    for _ in range(2):  # the second search finds what the first one has left behind
+        for row, result in enumerate(beam_search(tree, [None] * 3, num_beams=6, top_k=6)):
+            longer = [*world.prompts[row], *words[row].tolist()]
+            assert_same_ranking(result, world.oracle().beam(longer, num_beams=6, top_k=6))
+    session.truncate(4)
+    assert session.num_slots == 4
+    with pytest.raises(InputError, match="belong together"):
+        TorchExpander(session, world.trie(), scorer, root=np.full(3, 3))
 
 
 def test_the_model_is_left_in_training_mode():

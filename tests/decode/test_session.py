@@ -48,16 +48,16 @@ def test_columns_equal_plain_sequences(family, tied, attention):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_rewind_equals_a_fresh_session(family):
+def test_truncate_equals_a_fresh_session(family):
     world = search_world(family)
     used, fresh = PrefixSession(world.model, world.prompts), PrefixSession(world.model, world.prompts)
     parents, tokens = np.array([[-1, 0, 1]] * 3), np.array([[5, 6, 7]] * 3)
     used.extend(parents, tokens + 50)
-    used.rewind()
+    used.truncate(0)
     assert used.num_slots == 0
     torch.testing.assert_close(used.extend(parents, tokens), fresh.extend(parents, tokens), atol=0, rtol=0)
-    used.rewind()
-    used.rewind()
+    used.truncate(0)
+    used.truncate(0)
     close(used.extend(parents[:, :1], tokens[:, :1]), fresh.extend(np.full((3, 1), -1), tokens[:, :1]))
 
 

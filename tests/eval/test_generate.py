@@ -99,7 +99,7 @@ def test_masked_and_missing_items(make_world: Callable[..., Any]) -> None:
 
 
 def test_tokens_that_name_another_item_are_invalid(world: Any) -> None:
-    token_ids = [ids.copy() for ids in world.searcher.scorer.token_ids]
+    token_ids = [ids.copy() for ids in world.searcher.token_ids]
     token_ids[0][[0, 1]] = token_ids[0][[1, 0]]  # <a_0> would be generated where the trie means code 1
     wrong = Searcher(world.model, world.searcher.trie, token_ids)
     judged = Judged.choose(world.dataset.split, "test", 5)
