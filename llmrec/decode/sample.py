@@ -78,7 +78,7 @@ class SampleResult:
     def weights(self) -> np.ndarray:
         """(m,) importance weights p / q: ``(weights * f(items)).sum()`` estimates the mean of f without bias.
 
-        Their sum varies around 1. Divided by it they give the paper's normalised estimate, with a bias that falls with k
+        Their sum varies around 1. Divided by it they give the paper's normalised estimate: a bias that falls with k,
         and, of eight items, less than a third of the error (docs/decisions/0009-sampling-without-replacement.md).
         """
         weights: np.ndarray = np.exp(self.log_probabilities - self.log_inclusion)
