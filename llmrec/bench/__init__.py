@@ -5,6 +5,7 @@ reviewed in `targets.yaml`, where every case must have one.
 """
 
 BENCHES: dict[str, str] = {
+    "decode": "llmrec.bench.decode",
     "head": "llmrec.bench.head",
     "start": "llmrec.bench.start",
 }

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from llmrec.bench.memory import peak_bytes
 from llmrec.bench.runner import Case
 from llmrec.data.assets import cached, find_asset
 from llmrec.sid_vocab.table import SIDTable
@@ -182,31 +182,4 @@ def _step(bench: Callable[[], HeadBench], side: str) -> Callable[[], float]:
 
 
 def _peak(bench: Callable[[], HeadBench], side: str) -> Callable[[], float]:
-    return lambda: peak_bytes(bench(), side) / 1e6
-
-
-def peak_bytes(bench: HeadBench, side: str) -> int:
-    """The most bytes of tensors that were alive at a time in a step, of those the step made."""
-    from torch import Tensor
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    known = {parameter.untyped_storage().data_ptr() for parameter in bench.model.parameters()}
-    alive: dict[int, int] = {}
-    peak = 0
-
-    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal peak
-            result = func(*args, **(kwargs or {}))
-            for tensor in tree_leaves(result):
-                storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
-                if storage is not None and (place := storage.data_ptr()) not in known and place not in alive:
-                    alive[place] = storage.nbytes()
-                    weakref.finalize(storage, alive.pop, place, None)
-            peak = max(peak, sum(alive.values()))
-            return result
-
-    with Watch():  # type: ignore[no-untyped-call]
-        bench.step(side)
-    return peak
+    return lambda: peak_bytes(bench().model, lambda: bench().step(side)) / 1e6

@@ -43,7 +43,7 @@ class Case:
 
 
 class Target(Config):
-    """What a case must reach; exactly one of `at_most` and `at_least`."""
+    """What a case must reach: exactly one of `at_most` and `at_least`, and `limit` where there is one."""
 
     peer: str
     """What we compare with, in words."""
@@ -51,6 +51,10 @@ class Target(Config):
     """Highest ratio of medians, ours / theirs."""
     at_least: float | None = None
     """Lowest ratio of medians, ours / theirs."""
+    aim: float | None = None
+    """A ratio to strive for, beyond the one that must hold; shown, and judged by nobody."""
+    limit: float | None = None
+    """Highest median of ours, in the unit of the case: a promise of its own, whatever the peer does."""
     repeats: int = Field(ge=1)
     """Measurements of each side."""
     quick_repeats: int = Field(ge=1)
@@ -68,9 +72,15 @@ class Target(Config):
         """Whether `ratio` reaches the target."""
         return ratio <= self.at_most if self.at_most is not None else ratio >= (self.at_least or 0.0)
 
+    def within_limit(self, ours: float) -> bool:
+        """Whether the median of ours keeps to `limit`."""
+        return self.limit is None or ours <= self.limit
+
     def text(self) -> str:
-        """The target as people read it: ``<= 1.3``."""
-        return f"<= {self.at_most:g}" if self.at_most is not None else f">= {self.at_least:g}"
+        """The target as people read it: ``<= 1.3``, or ``<= 1.3, ours <= 40``."""
+        ratio = f"<= {self.at_most:g}" if self.at_most is not None else f">= {self.at_least:g}"
+        aim = "" if self.aim is None else f" (aim {self.aim:g})"
+        return ratio + aim + ("" if self.limit is None else f", ours <= {self.limit:g}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +169,7 @@ def measure(case: Case, target: Target, repeats: int) -> Outcome:
         theirs=median(theirs),
         ratio=ratio,
         target=target.text(),
-        holds=target.holds(ratio),
+        holds=target.holds(ratio) and target.within_limit(median(ours)),
         repeats=repeats,
     )
 

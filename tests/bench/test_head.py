@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llmrec.bench import head, runner
+from llmrec.bench.memory import peak_bytes
 from llmrec.bench.runner import Case, Target, as_report, run_bench
 from llmrec.errors import InputError
 
@@ -36,22 +37,14 @@ def test_a_step_leaves_no_gradient_behind(small: head.HeadBench) -> None:
     assert all(parameter.grad is None for parameter in small.model.parameters())
 
 
-class Product:
-    """What `peak_bytes` measures: an outer product of 1000 x 500 floats, one of a twentieth of it after that."""
-
-    def __init__(self) -> None:
-        self.model = torch.nn.Linear(1, 1)
-
-    def step(self, side: str) -> float:
+def test_the_peak_is_of_what_is_alive_at_a_time_and_views_count_once() -> None:
+    def work() -> None:  # an outer product of 1000 x 500 floats, one of a twentieth of it after that
         with torch.no_grad():
             for width in (500, 25):
                 row = torch.ones(width)
                 (torch.ones(1000)[:, None] * row).view(-1).mul_(2)
-        return 0.0
 
-
-def test_the_peak_is_of_what_is_alive_at_a_time_and_views_count_once() -> None:
-    peak = head.peak_bytes(Product(), "any")  # type: ignore[arg-type]
+    peak = peak_bytes(torch.nn.Linear(1, 1), work)
     assert 4 * (500 * 1000) <= peak <= 4 * (500 * 1000 + 2 * 1500 + 2)
 
 
