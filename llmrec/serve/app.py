@@ -18,6 +18,7 @@ from llmrec import __version__
 from llmrec.recommender import Recommender
 from llmrec.serve import problems
 from llmrec.serve.admin_routes import admin_router
+from llmrec.serve.chat_routes import chat_router
 from llmrec.serve.guard import Guard
 from llmrec.serve.list_routes import list_router
 from llmrec.serve.problems import ErrorBody
@@ -76,7 +77,7 @@ def create_app(recommender: Recommender, settings: ServeSettings | None = None) 
         separate_input_output_schemas=False,
     )
     app.state.server = server
-    for router in (list_router(server), admin_router(server)):
+    for router in (list_router(server), chat_router(server), admin_router(server)):
         app.include_router(router)
     app.add_middleware(Guard, settings=settings, metrics=server.metrics)
     problems.install(app)

@@ -121,7 +121,7 @@ class Generation(Body):
     stream_options: StreamOptions | None = None
     user: str | None = None
     """Accepted as OpenAI does; not used."""
-    exclude: list[ItemId] = []
+    exclude: list[ItemId] = Field(default=[])
     """Items that the answer may not name. (Not OpenAI's.)"""
 
     @model_validator(mode="after")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -51,9 +50,8 @@ class Server:
             TimeoutError: the time is over.
             LLMRecError: as the work raises, or as `EngineLoop.submit` does.
         """
-        return await while_connected(
-            request, self.engine.submit(work, deadline=self.deadline()), self.limits.request_seconds
-        )
+        future = self.engine.submit(work, deadline=self.deadline())
+        return await while_connected(request, asyncio.wrap_future(future), self.limits.request_seconds)
 
     def require_at_most(self, name: str, given: int, limit: int) -> None:
         """Refuse more than the server allows of something that costs time or memory."""
@@ -73,9 +71,9 @@ class Server:
         return self.catalog.current.num_items
 
 
-async def while_connected(request: Request, future: Future[T], seconds: float) -> T:
-    """The future's result, or its cancellation as soon as the client is gone."""
-    work = asyncio.wrap_future(future)
+async def while_connected(request: Request, awaited: Awaitable[T], seconds: float) -> T:
+    """What `awaited` gives. It is cancelled once the client is gone (ApiProblem) or the time over (TimeoutError)."""
+    work = asyncio.ensure_future(awaited)
     gone = asyncio.ensure_future(_disconnected(request))
     both: list[asyncio.Future[Any]] = [work, gone]
     try:

@@ -31,7 +31,7 @@ class Limits(Config):
     """Width of a beam."""
     explanations: int = Field(default=3, ge=0)
     """Items of one list that may be explained; each costs a generated answer."""
-    new_tokens: int = Field(default=512, ge=1)
+    new_tokens: int = Field(default=1024, ge=1)
     """Tokens of one generated answer."""
     connections: int = Field(default=512, ge=1)
     """Requests in the server at once; beyond: 429."""
