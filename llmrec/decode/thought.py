@@ -1,0 +1,195 @@
+"""Think, then recommend: the model writes a bounded thought, and the item search follows on what it wrote.
+
+A thought is words, in which the model may also write a *bare prefix* of SIDs: the beginning of one or more living
+items, which stands for a kind of item. Prefixes are not completed, and none is illegal: a deeper SID token comes only
+where it continues the prefix before it. (Thinking before items: OneRec-Think, arXiv:2510.11639.) The thought ends with
+the closing tokens (the template's end-of-thought marker). Where the model has not written them when its budget is
+spent, they are appended, so that the search always stands on a context like those of training. Thought and search are
+columns of one session: the prompt is read once, and so is the thought.
+
+    thought = think_then_recommend(searcher, prompt, closing_ids=codec.role("</think>"), stop_ids=control_ids,
+                                   settings=ThoughtSettings(max_thought_tokens=128, num_beams=20, top_k=10))
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from llmrec.decode.beam import beam_search
+from llmrec.decode.result import SearchResult
+from llmrec.decode.searcher import Searcher
+from llmrec.decode.text import TextToken
+from llmrec.decode.text_chain import TextChain, TokenChooser
+from llmrec.decode.trie_filter import RowFilter
+from llmrec.errors import InputError
+
+ThoughtEnd = Literal["closed", "stop", "length", "time"]
+"""Who ended a thought: the model by the closing tokens, a control token, the budget of tokens, the clock."""
+
+
+@dataclass(frozen=True)
+class ThoughtSettings:
+    """How to think, and what to search for afterwards."""
+
+    max_thought_tokens: int = 128
+    """Budget without the closing tokens; 0 closes at once."""
+    temperature: float = 0.0
+    """0 takes the most probable token."""
+    top_p: float = 1.0
+    """Draw from the smallest set of tokens that holds this much probability."""
+    seed: int = 0
+    max_seconds: float | None = None
+    """From the first step on; then the thought is closed, and the search still made."""
+    num_beams: int = 20
+    top_k: int = 10
+
+    def __post_init__(self) -> None:
+        if self.max_thought_tokens < 0 or not 1 <= self.top_k <= self.num_beams:
+            raise InputError(
+                f"A thought needs max_thought_tokens of at least 0 and 1 <= top_k <= num_beams; given "
+                f"{self.max_thought_tokens}, top_k={self.top_k}, num_beams={self.num_beams}."
+            )
+
+
+@dataclass(frozen=True)
+class Thought:
+    """A thought and what came of it."""
+
+    ids: tuple[int, ...]
+    """The tokens behind the prompt, the closing ones included."""
+    end: ThoughtEnd
+    result: SearchResult
+
+
+ThoughtEvent = TextToken | Thought
+
+
+class ThoughtStream:
+    """A thought, a forward per step; the last step searches and gives the `Thought`.
+
+    Args:
+        searcher: a torch model in evaluation mode, the items that exist, and what the search is normalised over.
+            Prefixes in the thought are those of its living items, whatever `allowed` says: a thought is about the
+            history, too.
+        prompt: token ids, up to and with the marker that begins a thought.
+        closing_ids: the end of a thought; may be empty.
+        stop_ids: control tokens, which end a thought and are not written.
+        settings: budget, sampling and width.
+        allowed: the items that may be returned, None for all living ones.
+        clock: seconds; for `ThoughtSettings.max_seconds`.
+
+    Raises:
+        InputError: an empty prompt, settings out of range, or a searcher whose back end is not torch.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        prompt: Sequence[int] | np.ndarray,
+        *,
+        closing_ids: Sequence[int],
+        stop_ids: Sequence[int],
+        settings: ThoughtSettings | None = None,
+        allowed: RowFilter | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = ThoughtSettings() if settings is None else settings
+        self.finished = False
+        self._trie, self._allowed = searcher.trie, allowed
+        self._closing = [int(token_id) for token_id in closing_ids]
+        self._stop_ids = frozenset(int(token_id) for token_id in stop_ids) - frozenset(self._closing)
+        self._chooser = TokenChooser(self.settings.temperature, self.settings.top_p, self.settings.seed)
+        self._clock = clock
+        self._ends_at: float | None = None
+        self._chain: TextChain | None = TextChain(
+            searcher, prompt, max_new_tokens=self.settings.max_thought_tokens + len(self._closing)
+        )
+        self._token_ids = self._chain.scorer.token_ids
+        self._every_sid = np.concatenate(self._token_ids)
+        self._code = [{int(token_id): code for code, token_id in enumerate(ids)} for ids in self._token_ids]
+        self._prefix: tuple[int, int] = (0, 0)
+        """Level and node of the prefix at the end of the thought; the root behind a word."""
+
+    def close(self) -> None:
+        """End here and free keys and values."""
+        self.finished = True
+        self._chain = None
+
+    def step(self) -> list[ThoughtEvent]:
+        """Think a token further, or search."""
+        if self._chain is None:
+            return []
+        if self._ends_at is None:
+            seconds = self.settings.max_seconds
+            self._ends_at = np.inf if seconds is None else self._clock() + seconds
+        if len(self._chain.ids) >= self.settings.max_thought_tokens:
+            return self._recommend(self._chain, "length")
+        if self._clock() >= self._ends_at:
+            return self._recommend(self._chain, "time")
+        chosen = self._chooser.choose(self._chain.logits(), self._forbidden())
+        if chosen in self._stop_ids:
+            return self._recommend(self._chain, "stop")
+        self._chain.write([chosen])
+        self._prefix = self._after(chosen)
+        said = TextToken((chosen,))
+        if self._closing and self._chain.ids[-len(self._closing) :] == self._closing:
+            return [said, *self._recommend(self._chain, "closed")]
+        return [said]
+
+    def _recommend(self, chain: TextChain, end: ThoughtEnd) -> list[ThoughtEvent]:
+        """Close the thought, search behind it."""
+        # What the model has written of the closing tokens already is not written twice.
+        written = next(
+            size
+            for size in range(len(self._closing), -1, -1)
+            if chain.ids[len(chain.ids) - size :] == self._closing[:size]
+        )
+        rest = self._closing[written:]
+        chain.write(rest)
+        (result,) = beam_search(
+            chain.branch(), [self._allowed], num_beams=self.settings.num_beams, top_k=self.settings.top_k
+        )
+        thought = Thought(tuple(chain.ids), end, result)
+        self.close()
+        return [*([TextToken(tuple(rest))] if rest else []), thought]
+
+    def _forbidden(self) -> np.ndarray:
+        """All SID tokens but those that begin a prefix or continue the one before, short of a whole SID."""
+        allowed = []
+        for level, node in {(0, 0), self._prefix}:
+            if level + 1 < self._trie.num_levels:
+                codes = self._trie.children(level, np.array([node])).code
+                allowed.append(self._token_ids[level][codes])
+        return np.setdiff1d(self._every_sid, np.concatenate(allowed)) if allowed else self._every_sid
+
+    def _after(self, token_id: int) -> tuple[int, int]:
+        """The prefix behind `token_id`."""
+        for level, node in (self._prefix, (0, 0)):
+            code = self._code[level].get(token_id)
+            if code is not None:
+                return level + 1, int(self._trie.step(level, np.array([node]), np.array([code]))[0])
+        return 0, 0
+
+
+def think_then_recommend(
+    searcher: Searcher,
+    prompt: Sequence[int] | np.ndarray,
+    *,
+    closing_ids: Sequence[int],
+    stop_ids: Sequence[int],
+    settings: ThoughtSettings | None = None,
+    allowed: RowFilter | None = None,
+) -> Thought:
+    """`ThoughtStream` from its beginning to its end; the arguments are its."""
+    stream = ThoughtStream(
+        searcher, prompt, closing_ids=closing_ids, stop_ids=stop_ids, settings=settings, allowed=allowed
+    )
+    while True:
+        for event in stream.step():
+            if isinstance(event, Thought):
+                return event
