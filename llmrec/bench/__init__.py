@@ -8,4 +8,5 @@ BENCHES: dict[str, str] = {
     "decode": "llmrec.bench.decode",
     "head": "llmrec.bench.head",
     "start": "llmrec.bench.start",
+    "trie": "llmrec.bench.trie",
 }

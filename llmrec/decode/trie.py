@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -228,12 +227,6 @@ class SIDTrie:
         """The last code of each of `nodes`, int64."""
         codes: np.ndarray = self.code[level][nodes].astype(np.int64)
         return codes
-
-    @cached_property
-    def parent(self) -> tuple[np.ndarray, ...]:
-        """Per level 0..L the parent of each node (the root's is 0); prefer `parents`, which makes no array."""
-        above = [np.repeat(np.arange(len(start) - 1), np.diff(start)) for start in self.child_start]
-        return (np.zeros(1, dtype=np.int64), *above)
 
     def step(self, level: int, nodes: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """The child that `codes` lead to from `nodes`, living or not; -1 where there is none."""

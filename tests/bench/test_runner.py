@@ -87,3 +87,11 @@ def test_the_cases_of_start_measure_milliseconds():
     by_name = {case.name: case for case in start.cases(quick=True)}
     assert 0 < by_name["table load"].ours() < 60_000
     assert 0 < by_name["import"].ours() < 60_000
+
+
+def test_a_limit_binds_our_median_whatever_the_ratio():
+    _, case = sides([1, 3, 3], [1, 9, 9])
+    assert measure(case, target(limit=3), 2).holds
+    _, case = sides([1, 3, 3], [1, 9, 9])
+    outcome = measure(case, target(limit=2.9), 2)
+    assert (outcome.holds, outcome.target) == (False, "<= 1, ours <= 2.9")
