@@ -83,6 +83,7 @@ class VLLMBackend:
         Raises:
             InputError: no such model, or an adapter that vLLM cannot serve: each is named, with its reasons.
             EnvironmentProblem: vLLM is not installed.
+            LLMRecError: another engine runs in this process.
         """
         return cls(
             Engine.load(
@@ -154,16 +155,17 @@ class VLLMBackend:
             prompts: token ids.
             max_new_tokens: tokens per prompt at most.
             stop_token_ids: tokens that end a text, the end-of-text token among them if it shall.
-            temperature: 0 takes the most likely token each time.
+            temperature: 0 takes the most likely token each time; at most 2.
             seed: prompt i draws with ``seed + i``; None draws differently each time.
 
         Raises:
-            InputError: no token or a negative temperature is asked for, or a prompt is empty, too long or has unknown
+            InputError: `max_new_tokens` or `temperature` cannot be used, or a prompt is empty, too long or has unknown
                 tokens.
         """
-        if max_new_tokens < 1 or not 0 <= temperature < float("inf"):
+        if max_new_tokens < 1 or not 0 <= temperature <= 2:
             raise InputError(
-                f"max_new_tokens must be at least 1 and temperature at least 0; given {max_new_tokens}, {temperature}."
+                "max_new_tokens must be at least 1 and temperature lie in 0..2; "
+                f"given {max_new_tokens} and {temperature}."
             )
         params = {"max_tokens": max_new_tokens, "temperature": temperature, "stop_token_ids": list(stop_token_ids)}
         requests = [

