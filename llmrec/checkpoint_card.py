@@ -61,6 +61,8 @@ class ServingCard(Config):
 
     window: int = Field(50, ge=1)
     """Most recent items in the prompt."""
+    window_step: int = Field(default=1, ge=1)
+    """A full window starts at a multiple of this many items (see `Renderer.sequence`): what a prefix cache needs."""
     max_length: int = Field(1024, ge=1)
     """Tokens of the prompt; the oldest items give way."""
     normalise: Normalise = "vocab"

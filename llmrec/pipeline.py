@@ -222,6 +222,7 @@ class _Run:
             ),
             serving=ServingCard(
                 window=config.serving.window,
+                window_step=config.serving.window_step,
                 max_length=config.max_length,
                 normalise=config.normalise,
                 num_beams=config.serving.num_beams,
@@ -268,6 +269,7 @@ class _Run:
                 Searcher(model, trie, table.token_ids or (), normalise=config.normalise),
                 Renderer(extension.tokenizer, table, self.templates),
                 window=config.serving.window,
+                window_step=config.serving.window_step,
                 max_length=config.max_length,
                 label="untrained",
             )

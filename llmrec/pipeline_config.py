@@ -23,6 +23,9 @@ class ServingConfig(Config):
 
     window: int = Field(default=50, ge=1)
     """Most recent history items in a prompt, in evaluation and serving."""
+    window_step: int = Field(default=1, ge=1)
+    """A full window starts at a multiple of this many items, so that a growing history keeps its prefix: a server with
+    a prefix cache then reads a returning user's new events only."""
     num_beams: int = Field(default=20, ge=1)
     """Width of the beam search."""
     normalise: Normalise | None = None

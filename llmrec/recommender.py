@@ -200,7 +200,9 @@ class Recommender:
         """The serving prompt of a history. Raises InputError for a history of unknown items only."""
         self._require_some_known(history)
         serving = self.checkpoint.card.serving
-        return self.renderer.sequence(history, targets="none", window=serving.window, max_length=serving.max_length)
+        return self.renderer.sequence(
+            history, window=serving.window, window_step=serving.window_step, max_length=serving.max_length
+        )
 
     def searcher(self, normalise: Normalise) -> Searcher:
         """The search over this checkpoint's living items, made once per normalisation."""

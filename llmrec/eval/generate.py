@@ -44,6 +44,7 @@ class Generator:
         searcher: model and trie over all rows of the renderer's table; its normalisation is the default.
         renderer: renders the serving prompt.
         window: most recent history items in the prompt, unless the evaluation sets its own.
+        window_step: a full window starts at a multiple of this many items.
         max_length: tokens the prompt may have; the oldest items give way.
         label: what progress calls it.
     """
@@ -54,12 +55,14 @@ class Generator:
         renderer: Renderer,
         *,
         window: int | None = 50,
+        window_step: int = 1,
         max_length: int | None = None,
         label: str = "model",
     ) -> None:
         self.searcher = searcher
         self.renderer = renderer
         self.window = window
+        self.window_step = window_step
         self.max_length = max_length
         self.label = label
 
@@ -74,7 +77,14 @@ class Generator:
         checkpoint = recommender.checkpoint
         serving = checkpoint.card.serving
         searcher = recommender.searcher(serving.normalise)
-        return cls(searcher, checkpoint.renderer, window=serving.window, max_length=serving.max_length, label=label)
+        return cls(
+            searcher,
+            checkpoint.renderer,
+            window=serving.window,
+            window_step=serving.window_step,
+            max_length=serving.max_length,
+            label=label,
+        )
 
     def rank(self, dataset: Dataset, judged: Judged, config: EvalConfig, progress: Progress) -> RankedUsers:
         """See `rank_with_model`."""
@@ -86,6 +96,7 @@ class Generator:
             config,
             progress,
             window=window,
+            window_step=self.window_step if config.window is None else 1,
             max_length=self.max_length,
             label=self.label,
         )
@@ -99,6 +110,7 @@ def rank_with_model(
     progress: Progress,
     *,
     window: int | None,
+    window_step: int = 1,
     max_length: int | None = None,
     label: str = "model",
 ) -> RankedUsers:
@@ -111,7 +123,9 @@ def rank_with_model(
     rows = _Rows.of(table, judged.split)
     searcher = _evaluation_searcher(searcher, rows.alive, config)
     prompts = [
-        renderer.sequence([judged.split.items[i] for i in history], window=window, max_length=max_length)
+        renderer.sequence(
+            [judged.split.items[i] for i in history], window=window, window_step=window_step, max_length=max_length
+        )
         for history in judged.histories
     ]
     excluded = [rows.of_item[history][rows.of_item[history] >= 0] for history in judged.histories]

@@ -74,6 +74,7 @@ class Renderer:
         item_ids: Sequence[str],
         *,
         window: int | None = None,
+        window_step: int = 1,
         targets: Targets = "none",
         max_length: int | None = None,
     ) -> Rendered:
@@ -82,6 +83,9 @@ class Renderer:
         Args:
             item_ids: items without a SID in the table are skipped and counted.
             window: items kept, the most recent ones; targets are among them.
+            window_step: a window that is full starts at a multiple of this many items, so that a growing history keeps
+                the start of its prompt, and what a cache knows of it, for that many events. It then holds up to
+                ``window_step - 1`` items fewer.
             targets: ``"all"`` items carry loss, the ``"last"`` one, or ``"none"``. With ``"all"``, items that `window`
                 or `max_length` cuts off are no targets of this row: `sequence_rows` gives them rows of their own.
             max_length: tokens a row may have; the oldest items go first.
@@ -93,10 +97,13 @@ class Renderer:
             raise InputError(f"The target {item_ids[-1]!r} has no SID in this table.")
         if window is not None and window < 1:
             raise InputError(f"window={window} keeps no item", hint="give at least 1, or None for all")
+        if window_step < 1 or (window is not None and window_step > window):
+            raise InputError(f"window_step={window_step} must lie in 1..{window}", hint="1 keeps the window full")
         known = [item_id for item_id in item_ids if item_id in self._rows]
-        kept = known if window is None else known[-window:]
-        room = len(kept) if max_length is None else self.room(max_length)
-        kept = kept[max(0, len(kept) - room) :]
+        most = len(known) if window is None else window
+        most = most if max_length is None else min(most, self.room(max_length))
+        step = max(1, min(window_step, most))
+        kept = known[-(-max(0, len(known) - most) // step) * step :]
         first = {"all": 0, "last": len(kept) - 1, "none": len(kept)}[targets]
         return self._sequence(kept, first, truncated=len(known) - len(kept), skipped=len(item_ids) - len(known))
 

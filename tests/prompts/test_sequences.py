@@ -33,6 +33,29 @@ def test_one_history_gives_the_same_ids_in_training_evaluation_and_serving(world
     np.testing.assert_array_equal(renderer.render(example).input_ids, row.input_ids)
 
 
+@given(length=st.integers(1, 60), window=st.integers(1, 12), step=st.integers(1, 12), room=st.integers(4, 12))
+@FUNCTION_SCOPED
+def test_a_stepped_window_keeps_its_start_while_the_history_grows(world, length, window, step, room):
+    step = min(step, window)
+    renderer, history = world.renderer, [str(1 + place % 60) for place in range(length)]
+    limit = len(renderer.sequence(history[:1])) - world.table.num_levels + room * world.table.num_levels
+    most, starts = min(window, room), []
+    for end in range(1, length + 1):
+        prompt = renderer.sequence(history[:end], window=window, window_step=step, max_length=limit)
+        kept = [item for segment in prompt.segments for item in segment.item_ids]
+        assert kept == history[end - len(kept) : end]
+        assert min(end, most - min(step, most) + 1) <= len(kept) <= min(end, most)
+        assert prompt.truncated_items == end - len(kept)
+        starts.append(end - len(kept))
+    assert all(start % min(step, most) == 0 for start in starts)
+    assert len(set(starts)) <= 1 + max(0, length - most) // min(step, most) + 1
+
+
+def test_a_step_beyond_the_window_is_refused(world):
+    with pytest.raises(InputError, match=r"window_step=5 must lie in 1\.\.4"):
+        world.renderer.sequence(["1"], window=4, window_step=5)
+
+
 @given(
     history=st.lists(st.integers(1, 70).map(str), max_size=40),
     window=st.integers(2, 12),
