@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("llmrec.cli.eval", "Judge a checkpoint or a file of predictions beside the baselines."),
     "recommend": ("llmrec.cli.recommend", "The next items for a history, or for a file of users."),
     "explain": ("llmrec.cli.explain", "Why an item fits a history, in the model's words."),
+    "serve": ("llmrec.cli.serve", "A checkpoint behind HTTP: recommendations, and chat for OpenAI clients."),
+    "chat": ("llmrec.cli.chat", "Talk to a checkpoint or a server in the terminal."),
     "inspect": ("llmrec.cli.inspect", "What a checkpoint is and where it comes from."),
     "assets": ("llmrec.cli.assets", "Packaged models and data for machines that reach no hub."),
     "bench": ("llmrec.cli.bench", "Measure llmrec beside its peers and check the targets."),

@@ -124,10 +124,12 @@ class EngineLoop:
         """Model seconds that works have had more than streams since both last waited."""
         self._mean_seconds = 0.05
         """Recent model seconds per job, for `Overloaded.retry_after`."""
-        self._thread = threading.Thread(target=self._loop, name="llmrec-engine", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread; also again after `stop`."""
+        self._stopping, self._drain_until = False, float("inf")
+        self._thread = threading.Thread(target=self._loop, name="llmrec-engine", daemon=True)
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
@@ -136,13 +138,13 @@ class EngineLoop:
             self._stopping = True
             self._drain_until = time.monotonic() + seconds
             self._wake.notify()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join(seconds + 5)
 
     @property
     def is_alive(self) -> bool:
         """Whether the thread runs and takes jobs."""
-        return self._thread.is_alive() and not self._stopping
+        return self._thread is not None and self._thread.is_alive() and not self._stopping
 
     @property
     def num_pending(self) -> int:

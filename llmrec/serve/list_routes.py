@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 
 from llmrec.recommendation import Recommendations
 from llmrec.serve.catalog import CatalogVersion
 from llmrec.serve.problems import ApiProblem
 from llmrec.serve.schemas import (
+    FindAnswer,
+    FoundItem,
     ItemAnswer,
     ItemScore,
     Model,
@@ -72,6 +75,14 @@ def list_router(server: Server) -> APIRouter:
             attributes={name: list(values) for name, values in known.items()},
             catalog_version=version.id,
         )
+
+    @router.get("/items", tags=["catalogue"], summary="Find an item by an id or most of a title")
+    async def find(find: Annotated[str, Query(min_length=1, max_length=200, examples=["silent river"])]) -> FindAnswer:
+        version = server.catalog.current
+        # Every title is compared: tens of milliseconds for a large catalogue, not to be spent in the event loop.
+        found = await asyncio.to_thread(version.recommender.titles.resolve, [find])
+        items = [FoundItem(item_id=one.item_id, title=one.title, similarity=one.score) for one in found]
+        return FindAnswer(items=items, catalog_version=version.id)
 
     @router.get("/models", tags=["OpenAI"], summary="The model that is served")
     async def models() -> ModelList:

@@ -155,6 +155,7 @@ class ChatRequest(Generation):
                             ],
                         }
                     ],
+                    "max_tokens": 64,
                 }
             ]
         }
@@ -169,7 +170,9 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """OpenAI's older text completion."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "llmrec", "prompt": "The film is", "seed": 1}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "llmrec", "prompt": "The film is", "max_tokens": 16}]}
+    )
 
     prompt: str = Field(min_length=1, max_length=MAX_TEXT)
     """Plain text that the model goes on from."""

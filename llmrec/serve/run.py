@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -51,7 +52,25 @@ def listen(settings: ServeSettings) -> tuple[socket.socket, ServeSettings]:
 
 def run(app: FastAPI, settings: ServeSettings, listener: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what runs, in `Limits.shutdown_seconds` at most."""
-    config = uvicorn.Config(
+    with _own_signals():
+        uvicorn.Server(_config(app, settings)).run(sockets=[listener])
+
+
+@contextmanager
+def in_thread(app: FastAPI, settings: ServeSettings, listener: socket.socket) -> Iterator[None]:
+    """Serve from a thread of this process until the block ends."""
+    server = uvicorn.Server(_config(app, settings))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="llmrec-http", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(settings.limits.shutdown_seconds)
+
+
+def _config(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,  # /metrics counts; a line per request would cost more than it tells
@@ -60,8 +79,6 @@ def run(app: FastAPI, settings: ServeSettings, listener: socket.socket) -> None:
         lifespan="on",
         timeout_graceful_shutdown=round(settings.limits.shutdown_seconds),
     )
-    with _own_signals():
-        uvicorn.Server(config).run(sockets=[listener])
 
 
 @contextmanager

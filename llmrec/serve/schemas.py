@@ -147,6 +147,22 @@ class ItemAnswer(Answer):
     catalog_version: str
 
 
+class FoundItem(Answer):
+    """An item that was found."""
+
+    item_id: str
+    title: str
+    similarity: float
+    """100 for an id or the very title."""
+
+
+class FindAnswer(Answer):
+    """Items by similarity of their titles, best first."""
+
+    items: list[FoundItem]
+    catalog_version: str
+
+
 class Model(Answer):
     """The one model of this server."""
 

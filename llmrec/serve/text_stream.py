@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from llmrec.decode import text as decode_text
-from llmrec.decode.torch_backend import TorchBackend
-from llmrec.errors import InputError
 from llmrec.prompts.codec import SegmentCodec
 from llmrec.serve.engine import Stream
 from llmrec.serve.text import Ended, Named, Said, TextEvent, TextRequest
@@ -43,17 +41,12 @@ class ServedText:
         recommender = request.version.recommender
         self._table = recommender.checkpoint.table
         searcher = recommender.searcher(recommender.checkpoint.card.serving.normalise)
-        if not isinstance(searcher.backend, TorchBackend):
-            raise InputError("The engine of this server writes no text.", hint="serve with the torch engine")
         rows = [self._table.row(item_id) for item_id in request.exclude if recommender.knows_any([item_id])]
         tokenizer = recommender.checkpoint.tokenizer
         self._words = WordReader(recommender.renderer.codec)
         self._stream = decode_text.TextStream(
-            searcher.backend,
+            searcher,
             request.prompt,
-            searcher.trie,
-            searcher.token_ids,
-            searcher.normalise,
             stop_ids=tokenizer.all_special_ids,
             settings=decode_text.TextSettings(
                 max_new_tokens=request.max_new_tokens,
