@@ -17,10 +17,12 @@ a plain and a diverse choice from the same candidates the diverse one holds ever
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from llmrec.decode.expander import Expander
+from llmrec.decode.item_bonus import BonusExpander, ItemBonus, collect_with_bonus
 from llmrec.decode.result import SearchResult, best_first, collect
 from llmrec.decode.trie import SIDTrie
 from llmrec.decode.trie_filter import RowFilter
@@ -35,6 +37,7 @@ def diverse_beam_search(
     top_k: int,
     penalty: float,
     num_groups: int | None = None,
+    bonus: ItemBonus | None = None,
 ) -> list[SearchResult]:
     """Search every prompt of an expander.
 
@@ -46,6 +49,7 @@ def diverse_beam_search(
         penalty: nats that a prefix loses per prefix of an earlier group with the same first code.
         num_groups: rounds in which the beam, and in the end the list, is filled; None makes every place its own
             group, the most diverse choice.
+        bonus: what to add to the items' scores in every choice; results are then `BonusResult`.
 
     Raises:
         InputError: ``top_k < 1``, ``num_beams < top_k``, a negative penalty, or groups that are not in 1..num_beams.
@@ -61,6 +65,8 @@ def diverse_beam_search(
             f"A diverse search needs 1 to num_beams={num_beams} groups and a penalty of at least 0; given "
             f"num_groups={num_groups}, penalty={penalty}."
         )
+    if bonus is not None:
+        expander = BonusExpander(expander, bonus)
     before, trie = expander.num_forwards, expander.trie
     nodes = [np.zeros(1, dtype=np.int64) for _ in filters]
     scores = [np.zeros(1) for _ in filters]
@@ -72,6 +78,7 @@ def diverse_beam_search(
             first = _first_codes(trie, level + 1, found.node)
             keep = _choose(total, found.node, first, count=num_beams, num_groups=groups, penalty=penalty)
             nodes[row], scores[row] = found.node[keep], total[keep]
+    finish = partial(collect, trie) if bonus is None else partial(collect_with_bonus, bonus)
     num_forwards = expander.num_forwards - before
     results = []
     for allowed, leaves, leaf_scores in zip(filters, nodes, scores, strict=True):
@@ -82,8 +89,7 @@ def diverse_beam_search(
         chosen = chosen[: np.searchsorted(held, top_k) + 1]
         chosen = chosen[best_first(leaf_scores[chosen], leaves[chosen], top_k)]
         results.append(
-            collect(
-                trie,
+            finish(
                 allowed,
                 leaves[chosen],
                 leaf_scores[chosen],

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from llmrec.decode.beam import beam_search
 from llmrec.decode.diverse import diverse_beam_search
-from llmrec.decode.item_bonus import BonusExpander, ItemBonus
+from llmrec.decode.item_bonus import ItemBonus
+from llmrec.decode.searcher import Searcher
 from llmrec.decode.trie import SIDTrie
 from llmrec.errors import InputError
+from llmrec.testing.search_conformance import search_world
 from tests.decode.table_expander import TableExpander, random_trie
 
 
@@ -121,12 +123,38 @@ def test_a_penalty_beyond_all_scores_takes_one_item_of_each_code_first():
     assert found.items.tolist() == [1, 3, 4]
 
 
-def test_it_works_over_a_bonus():
+def test_a_bonus_counts_in_the_choice():
     trie = random_trie(num_items=40, codebook_sizes=(4, 4, 4))
     expander = TableExpander(trie)
-    bonus = ItemBonus.build(trie, np.random.default_rng(0).standard_normal(40))
-    (found,) = diverse_beam_search(BonusExpander(expander, bonus), [None], num_beams=8, top_k=8, penalty=1.0)
+    options = {"num_beams": 8, "top_k": 8, "penalty": 1.0}
+    (plain,) = diverse_beam_search(expander, [None], **options)
+    (same,) = diverse_beam_search(expander, [None], bonus=ItemBonus.build(trie, np.zeros(40)), **options)
+    np.testing.assert_array_equal(plain.items, same.items)
+    values = np.random.default_rng(0).standard_normal(40)
+    values[33] = 30.0
+    (found,) = diverse_beam_search(expander, [None], bonus=ItemBonus.build(trie, values), **options)
+    assert found.items[0] == 33
     assert len(set(found.items.tolist())) == 8
+    np.testing.assert_allclose(found.ranked_by, found.scores + values[found.items])
+    assert (np.diff(found.ranked_by) <= 0).all()
+    assert (found.scores <= 0).all()
+
+
+def test_it_searches_a_torch_model():
+    world = search_world(seed=2)
+    searcher = Searcher(world.model, world.trie(), world.token_ids)
+    plain = searcher.beam(world.prompts, num_beams=8, top_k=8)
+
+    def diverse(penalty):
+        return searcher.search_each(
+            world.prompts,
+            [None],
+            lambda expander, filters, _: diverse_beam_search(expander, filters, num_beams=8, top_k=8, penalty=penalty),
+        )[0]
+
+    for expected, same, found in zip(plain, diverse(0.0), diverse(5.0), strict=True):
+        np.testing.assert_array_equal(expected.items, same.items)
+        assert len(set(world.codes[found.items, 0])) > len(set(world.codes[expected.items, 0]))
 
 
 @pytest.mark.parametrize(

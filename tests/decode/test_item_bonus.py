@@ -82,7 +82,7 @@ def test_steps_stay_at_most_zero_and_only_they_change():
 
 
 @pytest.mark.parametrize("scale", [0.0, 2.0])
-def test_beam_with_a_bonus_ranks_items_of_shared_sids_by_their_own_bonus(scale):
+def test_items_of_shared_sids_rank_by_their_own_bonus(scale):
     rng = np.random.default_rng(3)
     trie = random_trie(num_items=60, codebook_sizes=(3, 3, 2), seed=1)  # 18 SIDs at most
     expander = TableExpander(trie, seed=2)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from llmrec.decode.sample import SampleResult, sample_items
+from llmrec.decode.searcher import Searcher
 from llmrec.decode.trie import SIDTrie
 from llmrec.errors import InputError
+from llmrec.testing.search_conformance import search_world
 from tests.decode.table_expander import TableExpander, random_trie
 
 
@@ -158,6 +160,30 @@ def test_a_child_of_probability_zero_is_drawn_last():
     for sample in many_samples(expander, 20):
         assert sample.items[-1] == 1
         assert np.isfinite(sample.weights).all()
+
+
+def test_of_a_torch_model_it_reports_what_scoring_every_item_gives():
+    world = search_world(seed=6)
+    trie = world.trie()
+    searchers = {name: Searcher(world.model, trie, world.token_ids, normalise=name) for name in ("legal", "vocab")}
+    drawn = {
+        name: searcher.search_each(
+            world.prompts,
+            [None],
+            lambda expander, filters, members: sample_items(expander, filters, top_k=6, seed=4, prompt_ids=members),
+        )[0]
+        for name, searcher in searchers.items()
+    }
+    for place, (legal, vocab) in enumerate(zip(drawn["legal"], drawn["vocab"], strict=True)):
+        np.testing.assert_array_equal(legal.items, vocab.items)  # one distribution, whatever the normalisation
+        np.testing.assert_allclose(legal.weights, vocab.weights, rtol=1e-3)
+        sharing = trie.num_living(3, trie.leaf_of[legal.items])
+        np.testing.assert_allclose(legal.log_probabilities, legal.scores - np.log(sharing), atol=1e-9)
+        for name, sample in (("legal", legal), ("vocab", vocab)):
+            every = world.oracle(name).brute_force(world.prompts[place], top_k=len(world.codes))
+            of_row = dict(zip(every.items.tolist(), every.scores.tolist(), strict=True))
+            np.testing.assert_allclose(sample.scores, [of_row[row] for row in sample.items.tolist()], atol=1e-4)
+        assert legal.num_forwards == 2
 
 
 @pytest.mark.parametrize(
