@@ -301,6 +301,13 @@ class Checkpoint:
                     layer.weight[old:] = layer.weight[:first].float().mean(dim=0).to(layer.weight.dtype)
         return PeftModel.from_pretrained(model, self.folder, is_trainable=trainable)
 
+    @property
+    def base_folder(self) -> Path | None:
+        """The folder of an adapter's base; None for a full model."""
+        if self.card.kind == "model" or self.card.base is None:
+            return None
+        return model_folder(from_here(self.card.base, self.folder).reference)
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The extended tokenizer."""

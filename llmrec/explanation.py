@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from llmrec.prompts.answers import Part
 from llmrec.prompts.explain import Explain
@@ -43,24 +42,6 @@ class Explanation:
 def explanation_prompt(renderer: Renderer, history: Sequence[str], item_id: str) -> Rendered:
     """The explain task's chat without its answer; as long as the task's own window makes it."""
     return renderer.render(Explain().prompt(history, item_id), answer=False)
-
-
-def generate_answer(model: Any, prompt: Sequence[int], stop_ids: Sequence[int], max_new_tokens: int) -> list[int]:
-    """Greedy continuation of `prompt`, the stop token included where the model gave one."""
-    import torch
-
-    ids = torch.as_tensor([list(prompt)], dtype=torch.int64, device=model.device)
-    with torch.no_grad():
-        output = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=list(stop_ids),
-            pad_token_id=stop_ids[0],
-        )
-    answer: list[int] = output[0, ids.shape[1] :].tolist()
-    return answer
 
 
 def read_explanation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,19 @@ from llmrec.decode.result import Normalise
 
 Search = Literal["beam", "exact"]
 """``beam``: a beam of `num_beams`; ``exact``: the true top-k, at a higher and varying cost."""
+
+EngineName = Literal["torch", "vllm"]
+"""``torch``: transformers, any device; ``vllm``: vLLM in this process, where it is installed."""
+
+
+@dataclass(frozen=True)
+class ItemFilter:
+    """What one list may hold, besides what its history rules out."""
+
+    exclude: Collection[str] = ()
+    """Item ids that may not be returned; unknown ones are harmless."""
+    allow: Collection[str] | None = None
+    """The only item ids that may be returned (a category, a price band, what is near); None allows all."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ def notes(
         lines.append(f"{len(unknown_items)} of {history_length} history items have no SID and were skipped: {shown}")
     if found < wanted:
         lines.append(
-            f"k={wanted} is more than there is: these are all {found} of {num_items} items that are neither excluded "
-            "nor retired"
+            f"k={wanted} is more than there is: these are all {found} of {num_items} items that are neither excluded, "
+            "filtered out nor retired"
         )
     return tuple(lines)

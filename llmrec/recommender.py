@@ -11,23 +11,26 @@ exist, is retired or is excluded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from llmrec.checkpoint import Checkpoint
 from llmrec.data.catalog import Catalog
+from llmrec.decode.expander import Backend
+from llmrec.decode.item_bonus import ItemBonus
 from llmrec.decode.result import NORMALISATIONS, Normalise, SearchResult
 from llmrec.decode.trie import SIDTrie
+from llmrec.decode.trie_filter import RowFilter
 from llmrec.errors import InputError
-from llmrec.explanation import MAX_NEW_TOKENS, Explanation, explanation_prompt, generate_answer, read_explanation
+from llmrec.explanation import MAX_NEW_TOKENS, Explanation, explanation_prompt, read_explanation
 from llmrec.models import DTypeName
 from llmrec.prompts.segments import Rendered
-from llmrec.recommendation import Recommendation, Recommendations, Search, notes
+from llmrec.recommendation import EngineName, ItemFilter, Recommendation, Recommendations, Search, notes
 from llmrec.sid_vocab.table import ACTIVE, SIDTable
 from llmrec.title_match import TitleMatcher
 
@@ -40,14 +43,18 @@ class Recommender:
 
     Args:
         checkpoint: verified by `Checkpoint.load`.
-        model: the full (merged) model; by default loaded from the checkpoint.
+        model: the full (merged) model, or a back end that holds it; by default the model is loaded with torch.
         batch_size: histories searched together.
+        prefix_cache_mb: memory for what was read of earlier prompts; 0 keeps nothing. It pays where users come back
+            (see `ServingCard.window_step`).
     """
 
-    def __init__(self, checkpoint: Checkpoint, model: Any = None, *, batch_size: int = 16) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, model: Any = None, *, batch_size: int = 16, prefix_cache_mb: int = 0
+    ) -> None:
         self.checkpoint = checkpoint
-        self.model = checkpoint.load_model() if model is None else model
         self.batch_size = batch_size
+        self.backend: Backend = _backend(checkpoint.load_model() if model is None else model, prefix_cache_mb)
         self.renderer = checkpoint.renderer
         table = checkpoint.table
         self._active: np.ndarray = table.status == ACTIVE
@@ -59,28 +66,46 @@ class Recommender:
         cls,
         folder: str | Path,
         *,
+        engine: EngineName = "torch",
         dtype: DTypeName = "auto",
         table: SIDTable | None = None,
         catalog: Catalog | None = None,
         batch_size: int = 16,
+        prefix_cache_mb: int = 0,
     ) -> Recommender:
         """Load a checkpoint folder, onto a GPU where there is one.
 
         Args:
             folder: what training wrote.
+            engine: what runs the model; ``vllm`` keeps prefixes by itself.
             dtype: see `llmrec.models.DTypeName`.
             table: a descendant of the checkpoint's SID table, with items added or retired since.
             catalog: the catalogue with the titles of added items.
             batch_size: histories searched together.
+            prefix_cache_mb: see the class; for ``torch``.
 
         Raises:
-            LLMRecError: as `Checkpoint.load` and `Checkpoint.load_model` raise.
+            LLMRecError: as `Checkpoint.load` and `Checkpoint.load_model` raise; for ``vllm`` also where it is not
+                installed, or cannot serve the checkpoint's adapter.
         """
-        import torch
-
         checkpoint = Checkpoint.load(Path(folder), table=table, catalog=catalog)
-        model: Any = checkpoint.load_model(dtype)
-        return cls(checkpoint, model.to("cuda") if torch.cuda.is_available() else model, batch_size=batch_size)
+        if engine not in get_args(EngineName):
+            raise InputError(f"engine={engine!r} is unknown.", hint=f"one of {', '.join(get_args(EngineName))}")
+        model = _in_vllm(checkpoint, dtype) if engine == "vllm" else _in_torch(checkpoint, dtype)
+        return cls(checkpoint, model, batch_size=batch_size, prefix_cache_mb=prefix_cache_mb)
+
+    def over(self, checkpoint: Checkpoint) -> Recommender:
+        """The same model over another version of the catalogue: `checkpoint` is this one with a descendant table."""
+        return Recommender(checkpoint, self.backend, batch_size=self.batch_size)
+
+    @property
+    def model(self) -> Any:
+        """The transformers model. Raises InputError where another engine has it."""
+        from llmrec.decode.torch_backend import TorchBackend
+
+        if not isinstance(self.backend, TorchBackend):
+            raise InputError("This recommender's model is not in torch.", hint='load it with engine="torch"')
+        return self.backend.model
 
     # -- recommending --------------------------------------------------------------------------------------------
 
@@ -89,11 +114,14 @@ class Recommender:
         history: Sequence[str],
         k: int = 10,
         *,
-        exclude: Sequence[str] = (),
+        exclude: Collection[str] = (),
+        allow: Collection[str] | None = None,
         exclude_history: bool = True,
         num_beams: int | None = None,
         search: Search = "beam",
         normalise: Normalise | None = None,
+        diversity: float = 0.0,
+        bonus: ItemBonus | None = None,
     ) -> Recommendations:
         """The k most probable next items.
 
@@ -102,22 +130,29 @@ class Recommender:
                 the answer is then what the model expects of anybody, much like popularity.
             k: items wanted; where fewer are left, all of them come back and a note says so.
             exclude: further item ids that may not be returned; unknown ones are harmless.
+            allow: the only item ids that may be returned; None allows all.
             exclude_history: whether items of the history (all of it, not only the window) may not be returned.
             num_beams: beam width, by default the card's and at least k.
             search: see `Search`.
             normalise: by default the card's.
+            diversity: nats that a prefix pays per better one of the same first code (`diverse_beam_search`); 0 is a
+                plain search.
+            bonus: ranks by log-probability plus a bonus per item; from `item_bonus`.
 
         Raises:
-            InputError: k < 1, num_beams < k, or a history of unknown items only (with near misses).
+            InputError: k < 1, num_beams < k, a history of unknown items only (with near misses), or a diverse search
+                that is exact or has a bonus.
         """
         return self.recommend_many(
             [history],
             k,
-            exclude=exclude,
+            filters=[ItemFilter(exclude, allow)],
             exclude_history=exclude_history,
             num_beams=num_beams,
             search=search,
             normalise=normalise,
+            diversity=diversity,
+            bonus=bonus,
         )[0]
 
     def recommend_many(
@@ -125,39 +160,61 @@ class Recommender:
         histories: Sequence[Sequence[str]],
         k: int = 10,
         *,
-        exclude: Sequence[str] = (),
+        filters: Sequence[ItemFilter] | None = None,
+        exclude: Collection[str] = (),
         exclude_history: bool = True,
         num_beams: int | None = None,
         search: Search = "beam",
         normalise: Normalise | None = None,
+        diversity: float = 0.0,
+        bonus: ItemBonus | None = None,
     ) -> list[Recommendations]:
-        """`recommend` for many histories, batched; `exclude` applies to each of them."""
+        """`recommend` for many histories, batched; `exclude` applies to each of them, `filters` has one for each."""
         if k < 1:
             raise InputError(f"k={k} asks for no item.", hint="ask for at least 1")
+        if diversity and (search == "exact" or bonus is not None):
+            raise InputError("A diverse list comes from a beam search without a bonus.", hint="leave one of them out")
+        each = [ItemFilter()] * len(histories) if filters is None else filters
+        if len(each) != len(histories):
+            raise InputError(f"{len(histories)} histories, but filters for {len(each)}.")
         prompts = [self.prompt(history) for history in histories]
         living = int(self._active.sum())
         top_k = min(k, living)
         beams = max(self.checkpoint.card.serving.num_beams, top_k) if num_beams is None else num_beams
         normalise = normalise or self.checkpoint.card.serving.normalise
+        results: Sequence[SearchResult]
         if not histories or not living:
             results = [_nothing(normalise)] * len(histories)
         else:
             everywhere = self._rows(exclude)
-            excluded = [
-                np.concatenate([everywhere, self._rows(history)]) if exclude_history else everywhere
-                for history in histories
+            allowed = [
+                self._filter(one, [everywhere, self._rows(history)] if exclude_history else [everywhere])
+                for history, one in zip(histories, each, strict=True)
             ]
             ids = [prompt.input_ids for prompt in prompts]
-            searcher = self.searcher(normalise)
+            searcher, width = self.searcher(normalise), min(beams, living)
             if search == "exact":
-                results = searcher.exact(ids, top_k=top_k, excluded=excluded)
+                results = searcher.exact(ids, top_k=top_k, excluded=allowed, bonus=bonus)
+            elif diversity:
+                results = searcher.diverse(ids, num_beams=width, top_k=top_k, penalty=diversity, excluded=allowed)
             else:
-                results = searcher.beam(ids, num_beams=min(beams, living), top_k=top_k, excluded=excluded)
+                results = searcher.beam(ids, num_beams=width, top_k=top_k, excluded=allowed, bonus=bonus)
         width = 0 if search == "exact" else beams
         return [
             self._answer(history, prompt, result, k, search, width)
             for history, prompt, result in zip(histories, prompts, results, strict=True)
         ]
+
+    def item_bonus(self, values: Mapping[str, float]) -> ItemBonus:
+        """A bonus in nats by item id, 0 for all others, for `recommend`; make it once and use it often.
+
+        Raises:
+            InputError: an item has no SID (with near misses), or a value is not finite.
+        """
+        self.titles.require_known(list(values))
+        own = np.zeros(self.checkpoint.table.num_items)
+        own[self._rows(list(values))] = list(values.values())
+        return ItemBonus.build(self._trie, own)
 
     def score(
         self, history: Sequence[str], item_ids: Sequence[str], *, normalise: Normalise | None = None
@@ -187,11 +244,12 @@ class Recommender:
         prompt = explanation_prompt(self.renderer, history, item_id)
         tokenizer = self.checkpoint.tokenizer
         stop_ids = [tokenizer.eos_token_id, *(i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id)]
-        answer = generate_answer(self.model, prompt.input_ids.tolist(), stop_ids, max_new_tokens)
-        finished = bool(answer) and answer[-1] in stop_ids
+        answer = self.backend.generate_text([prompt.input_ids], max_new_tokens=max_new_tokens, stop_token_ids=stop_ids)[
+            0
+        ]
         titles = {known: self.titles.title(known) for known in self.checkpoint.table.item_ids}
-        parts = self.renderer.reader.parts(answer)
-        explanation = read_explanation(parts, item_id, history, titles, finished=finished)
+        parts = self.renderer.reader.parts(answer.token_ids.tolist())
+        explanation = read_explanation(parts, item_id, history, titles, finished=answer.finish_reason == "stop")
         return replace(explanation, unknown_items=unknown)
 
     # -- parts ---------------------------------------------------------------------------------------------------
@@ -214,7 +272,7 @@ class Recommender:
             # Copies: torch warns about arrays that cannot be written, which those of a table are.
             token_ids = [ids.copy() for ids in self.checkpoint.table.token_ids or ()]
             self._searchers[normalise] = Searcher(
-                self.model, self._trie, token_ids, normalise=normalise, batch_size=self.batch_size
+                self.backend, self._trie, token_ids, normalise=normalise, batch_size=self.batch_size
             )
         return self._searchers[normalise]
 
@@ -242,7 +300,12 @@ class Recommender:
                 hint=self.titles.near_misses(history[-1]),
             )
 
-    def _rows(self, item_ids: Sequence[str]) -> np.ndarray:
+    def _filter(self, one: ItemFilter, excluded: Sequence[np.ndarray]) -> RowFilter:
+        rows = np.concatenate([*excluded, self._rows(one.exclude)])
+        within = None if one.allow is None else self._trie.allowance(self._rows(one.allow))
+        return self._trie.exclusion(rows, within=within)
+
+    def _rows(self, item_ids: Collection[str]) -> np.ndarray:
         rows = [self.checkpoint.table.row(item_id) for item_id in item_ids if item_id in self._known]
         return np.array(rows, dtype=np.int64)
 
@@ -265,6 +328,35 @@ class Recommender:
             truncated_items=prompt.truncated_items,
             notes=notes(unknown, len(history), len(items), k, table.num_items),
         )
+
+
+def _backend(model: Any, prefix_cache_mb: int) -> Backend:
+    """A back end as it is, a transformers model in one."""
+    if not hasattr(model, "get_decoder"):
+        made: Backend = model
+        return made
+    from llmrec.decode.prefix_cache import PrefixCache
+    from llmrec.decode.torch_backend import TorchBackend
+
+    return TorchBackend(model, prefix_cache=PrefixCache(prefix_cache_mb << 20) if prefix_cache_mb else None)
+
+
+def _in_torch(checkpoint: Checkpoint, dtype: DTypeName) -> Any:
+    import torch
+
+    model: Any = checkpoint.load_model(dtype)
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def _in_vllm(checkpoint: Checkpoint, dtype: DTypeName) -> Any:
+    """A full model as it is; a plain adapter behind its base, which has the SID rows."""
+    from llmrec.decode.vllm_backend import VLLMBackend
+
+    room = checkpoint.card.serving.max_length + checkpoint.table.num_levels
+    folder, base = checkpoint.folder, checkpoint.base_folder
+    if base is None:
+        return VLLMBackend.load(folder, dtype=dtype, max_model_len=room)
+    return VLLMBackend.load(base, dtype=dtype, max_model_len=room, adapters={"default": folder}).with_adapter("default")
 
 
 def _nothing(normalise: Normalise) -> SearchResult:

@@ -12,6 +12,7 @@ from llmrec.errors import InputError, ProblemsError
 from llmrec.explanation import read_explanation
 from llmrec.prompts.answers import Part
 from llmrec.prompts.task import Example
+from llmrec.recommendation import ItemFilter
 from llmrec.recommender import Recommender
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.testing.checkpoints import tiny_adapter, tiny_base, tiny_parts
@@ -101,6 +102,65 @@ def test_history_and_exclusions_are_never_recommended(recommender):
     assert again.notes == ()
 
 
+def test_only_what_a_filter_allows_is_recommended(parts, recommender):
+    scores = plain_scores(parts.model, recommender, HISTORY)
+    allow, exclude = [str(i) for i in range(10, 30)], ["11", "12"]
+    left = sorted(set(allow) - set(exclude) - set(HISTORY), key=lambda item: -scores[int(item) - 1])
+    answer = recommender.recommend(HISTORY, k=5, allow=[*allow, "600"], exclude=exclude)
+    assert [item.item_id for item in answer] == left[:5]
+    every = recommender.recommend(HISTORY, k=50, allow=allow, exclude=exclude)
+    assert len(every) == len(left)
+    assert any("filtered out" in note for note in every.notes)
+    assert not recommender.recommend(HISTORY, k=5, allow=[]).items
+
+
+def test_each_history_of_a_batch_has_its_own_filter(recommender):
+    filters = [ItemFilter(allow=("3", "4", "5")), ItemFilter(exclude=("3",)), ItemFilter()]
+    together = recommender.recommend_many([HISTORY] * 3, k=3, filters=filters)
+    alone = [recommender.recommend(HISTORY, k=3, allow=one.allow, exclude=one.exclude) for one in filters]
+    assert [[item.item_id for item in answer] for answer in together] == [
+        [item.item_id for item in answer] for answer in alone
+    ]
+    with pytest.raises(InputError, match="2 histories, but filters for 3"):
+        recommender.recommend_many([HISTORY] * 2, k=3, filters=filters)
+
+
+def test_a_bonus_moves_items_and_leaves_their_scores(parts, recommender):
+    scores = plain_scores(parts.model, recommender, HISTORY)
+    low = str(1 + int(np.argmin(scores)))
+    bonus = recommender.item_bonus({low: 50.0})
+    for search in ("beam", "exact"):
+        first = recommender.recommend(HISTORY, k=3, bonus=bonus, search=search, exclude_history=False).items[0]
+        assert first.item_id == low
+        assert first.score == pytest.approx(scores.min(), abs=1e-4)
+    with pytest.raises(InputError, match="no SID"):
+        recommender.item_bonus({"600": 1.0})
+
+
+def test_a_diverse_list_begins_with_more_first_codes(recommender):
+    def kinds(diversity):
+        answer = recommender.recommend(HISTORY, k=6, num_beams=6, diversity=diversity)
+        assert len({item.item_id for item in answer}) == 6
+        return len({item.sid.split(">")[0] for item in answer})
+
+    assert kinds(100.0) >= kinds(0.0)
+    with pytest.raises(InputError, match="leave one of them out"):
+        recommender.recommend(HISTORY, diversity=1.0, search="exact")
+
+
+def test_prefixes_that_are_kept_change_no_answer(checkpoint, recommender):
+    keeping = Recommender.load(checkpoint.folder, dtype="float32", prefix_cache_mb=8)
+    for end in range(1, 5):
+        for _ in range(2):
+            kept, plain = keeping.recommend(HISTORY[:end]), recommender.recommend(HISTORY[:end])
+            assert [item.item_id for item in kept] == [item.item_id for item in plain]
+
+
+def test_an_unknown_engine_is_refused(checkpoint):
+    with pytest.raises(InputError, match="one of torch, vllm|engine='cuda'"):
+        Recommender.load(checkpoint.folder, engine="cuda")
+
+
 def test_k_above_the_catalogue_returns_all_items_and_says_so(recommender):
     for search in ("beam", "exact"):
         answer = recommender.recommend(HISTORY, k=1000, search=search)
@@ -108,7 +168,8 @@ def test_k_above_the_catalogue_returns_all_items_and_says_so(recommender):
         scores = [item.score for item in answer]
         assert scores == sorted(scores, reverse=True)
         assert answer.notes == (
-            "k=1000 is more than there is: these are all 56 of 60 items that are neither excluded nor retired",
+            "k=1000 is more than there is: these are all 56 of 60 items that are neither excluded, "
+            "filtered out nor retired",
         )
     everything = [str(i) for i in range(1, 61)]
     assert len(recommender.recommend(everything, k=3)) == 0

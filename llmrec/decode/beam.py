@@ -10,17 +10,24 @@ follows the last level; a SID of L levels costs L - 1 forwards after the prefill
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from llmrec.decode.expander import Expander
+from llmrec.decode.item_bonus import BonusExpander, ItemBonus, collect_with_bonus
 from llmrec.decode.result import SearchResult, best_first, collect
 from llmrec.decode.trie_filter import RowFilter
 from llmrec.errors import InputError
 
 
 def beam_search(
-    expander: Expander, filters: Sequence[RowFilter | None], *, num_beams: int, top_k: int
+    expander: Expander,
+    filters: Sequence[RowFilter | None],
+    *,
+    num_beams: int,
+    top_k: int,
+    bonus: ItemBonus | None = None,
 ) -> list[SearchResult]:
     """Search every prompt of an expander.
 
@@ -29,6 +36,7 @@ def beam_search(
         filters: one per prompt, None where every living item may be returned.
         num_beams: prefixes that survive a level.
         top_k: items to return per prompt.
+        bonus: ranks items by score plus bonus; the results are then `BonusResult`.
 
     Raises:
         InputError: ``top_k < 1`` or ``num_beams < top_k``.
@@ -38,6 +46,7 @@ def beam_search(
             f"num_beams must be at least top_k, and top_k at least 1; given num_beams={num_beams}, top_k={top_k}.",
             hint="a narrower beam could not promise top_k items",
         )
+    expander = expander if bonus is None else BonusExpander(expander, bonus)
     before, trie = expander.num_forwards, expander.trie
     nodes = [np.zeros(1, dtype=np.int64) for _ in filters]
     scores = [np.zeros(1) for _ in filters]
@@ -47,8 +56,9 @@ def beam_search(
             total = scores[row][found.owner] + found.gain
             keep = best_first(total, found.node, num_beams)
             nodes[row], scores[row] = found.node[keep], total[keep]
+    finish = partial(collect, trie) if bonus is None else partial(collect_with_bonus, bonus)
     num_forwards = expander.num_forwards - before
     return [
-        collect(trie, allowed, *found, top_k=top_k, normalise=expander.normalise, num_forwards=num_forwards)
+        finish(allowed, *found, top_k=top_k, normalise=expander.normalise, num_forwards=num_forwards)
         for allowed, *found in zip(filters, nodes, scores, strict=True)
     ]

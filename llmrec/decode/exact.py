@@ -10,10 +10,12 @@ up to all prefixes for a model that knows nothing. `TorchExpander` bounds the ca
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from llmrec.decode.expander import Expander
+from llmrec.decode.item_bonus import BonusExpander, ItemBonus, collect_with_bonus
 from llmrec.decode.result import SearchResult, best_first, collect
 from llmrec.decode.trie import SIDTrie
 from llmrec.decode.trie_filter import RowFilter
@@ -21,7 +23,12 @@ from llmrec.errors import InputError
 
 
 def exact_search(
-    expander: Expander, filters: Sequence[RowFilter | None], *, top_k: int, num_expanded: int = 32
+    expander: Expander,
+    filters: Sequence[RowFilter | None],
+    *,
+    top_k: int,
+    bonus: ItemBonus | None = None,
+    num_expanded: int = 32,
 ) -> list[SearchResult]:
     """Search every prompt of an expander.
 
@@ -29,6 +36,7 @@ def exact_search(
         expander: the prompts.
         filters: one per prompt, None where every living item may be returned.
         top_k: items to return per prompt.
+        bonus: ranks items by score plus bonus; the results are then `BonusResult`.
         num_expanded: open prefixes per prompt and forward; more means fewer forwards and some wasted columns.
 
     Raises:
@@ -36,6 +44,7 @@ def exact_search(
     """
     if top_k < 1 or num_expanded < 1:
         raise InputError(f"top_k and num_expanded must be at least 1; given {top_k} and {num_expanded}.")
+    expander = expander if bonus is None else BonusExpander(expander, bonus)
     before = expander.num_forwards
     searches = [_Frontier(expander.trie, allowed, top_k) for allowed in filters]
     while any(search.is_open for search in searches):
@@ -46,10 +55,10 @@ def exact_search(
             for level in np.unique(below):
                 here = below == level
                 search.push(int(level), part.node[here], scores[part.owner[here]] + part.gain[here])
+    finish = partial(collect, expander.trie) if bonus is None else partial(collect_with_bonus, bonus)
     num_forwards = expander.num_forwards - before
     return [
-        collect(
-            expander.trie,
+        finish(
             search.allowed,
             search.leaves,
             search.leaf_scores,

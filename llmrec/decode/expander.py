@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from llmrec.decode.result import Normalise
+from llmrec.decode.result import Generated, Normalise
 from llmrec.decode.trie import SIDTrie
 from llmrec.decode.trie_filter import RowFilter
 
@@ -88,3 +88,22 @@ class Backend(Protocol):
 
     def known_tokens(self, prompt: Sequence[int] | np.ndarray) -> int:
         """Tokens at the start of a prompt that need no reading: prompts with much left to read are batched together."""
+
+    def generate_text(
+        self,
+        prompts: Sequence[Sequence[int] | np.ndarray],
+        *,
+        max_new_tokens: int,
+        stop_token_ids: Sequence[int] = (),
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> list[Generated]:
+        """Let the model write, unconstrained.
+
+        Args:
+            prompts: token ids, none empty.
+            max_new_tokens: tokens per prompt at most.
+            stop_token_ids: tokens that end a text.
+            temperature: 0 takes the most likely token each time.
+            seed: of the draws; None draws differently each time.
+        """

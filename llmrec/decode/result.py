@@ -40,6 +40,19 @@ class SearchResult:
     num_forwards: int
 
 
+@dataclass(frozen=True)
+class Generated:
+    """Text that was written after one prompt.
+
+    Attributes:
+        token_ids: (m,) int64, the stop token included where one ended it.
+        finish_reason: "stop" at a stop token, "length" when the budget was spent.
+    """
+
+    token_ids: np.ndarray
+    finish_reason: Literal["stop", "length"]
+
+
 def best_first(scores: np.ndarray, nodes: np.ndarray, count: int) -> np.ndarray:
     """Places of the `count` best scores, best first; equal scores by the lower node, that is the lower code path."""
     places = np.arange(len(scores))

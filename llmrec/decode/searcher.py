@@ -15,9 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from llmrec.decode.beam import beam_search
+from llmrec.decode.diverse import diverse_beam_search
 from llmrec.decode.exact import exact_search
 from llmrec.decode.expander import Backend, Expander
+from llmrec.decode.item_bonus import ItemBonus
 from llmrec.decode.result import NORMALISATIONS, Normalise, SearchResult
+from llmrec.decode.sample import SampleResult, sample_items
 from llmrec.decode.score_items import score_items
 from llmrec.decode.torch_backend import TorchBackend
 from llmrec.decode.trie import SIDTrie
@@ -74,7 +77,13 @@ class Searcher:
         )
 
     def beam(
-        self, prompts: Prompts, *, num_beams: int, top_k: int, excluded: Excluded | None = None
+        self,
+        prompts: Prompts,
+        *,
+        num_beams: int,
+        top_k: int,
+        excluded: Excluded | None = None,
+        bonus: ItemBonus | None = None,
     ) -> list[SearchResult]:
         """Beam search, one result per prompt (see `beam_search`).
 
@@ -84,26 +93,79 @@ class Searcher:
             top_k: items per prompt; fewer come back where fewer living items are left.
             excluded: per prompt rows of the table that may not be returned, a filter made from the trie
                 (`SIDTrie.exclusion`, `SIDTrie.allowance`), or None; None excludes nothing at all.
+            bonus: ranks items by score plus bonus (see `ItemBonus`).
         """
-        return self.beam_each(prompts, [excluded], num_beams=num_beams, top_k=top_k)[0]
+        return self.beam_each(prompts, [excluded], num_beams=num_beams, top_k=top_k, bonus=bonus)[0]
 
     def beam_each(
-        self, prompts: Prompts, excluded_sets: Sequence[Excluded | None], *, num_beams: int, top_k: int
+        self,
+        prompts: Prompts,
+        excluded_sets: Sequence[Excluded | None],
+        *,
+        num_beams: int,
+        top_k: int,
+        bonus: ItemBonus | None = None,
     ) -> list[list[SearchResult]]:
         """One beam search per entry of `excluded_sets`, all from one prefill; a list of results for each entry."""
         return self.search_each(
             prompts,
             excluded_sets,
-            lambda expander, filters, _: beam_search(expander, filters, num_beams=num_beams, top_k=top_k),
+            lambda expander, filters, _: beam_search(expander, filters, num_beams=num_beams, top_k=top_k, bonus=bonus),
             reserve=num_beams * len(excluded_sets) * self.trie.num_levels,
         )
 
-    def exact(self, prompts: Prompts, *, top_k: int, excluded: Excluded | None = None) -> list[SearchResult]:
+    def diverse(
+        self, prompts: Prompts, *, num_beams: int, top_k: int, penalty: float, excluded: Excluded | None = None
+    ) -> list[SearchResult]:
+        """A beam search that spreads over first codes (see `diverse_beam_search`); arguments as for `beam`."""
+        return self.search_each(
+            prompts,
+            [excluded],
+            lambda expander, filters, _: diverse_beam_search(
+                expander, filters, num_beams=num_beams, top_k=top_k, penalty=penalty
+            ),
+            reserve=num_beams * self.trie.num_levels,
+        )[0]
+
+    def sample(
+        self,
+        prompts: Prompts,
+        *,
+        top_k: int,
+        seed: int,
+        temperature: float = 1.0,
+        prompt_ids: Sequence[int] | None = None,
+        excluded: Excluded | None = None,
+    ) -> list[SampleResult]:
+        """`top_k` distinct items per prompt, drawn without replacement (see `sample_items`).
+
+        `prompt_ids` are the places of the prompts by default.
+        """
+        ids = range(len(prompts)) if prompt_ids is None else prompt_ids
+        if len(ids) != len(prompts):
+            raise InputError(f"{len(prompts)} prompts, but ids for {len(ids)}.")
+        return self.search_each(
+            prompts,
+            [excluded],
+            lambda expander, filters, members: sample_items(
+                expander,
+                filters,
+                top_k=top_k,
+                seed=seed,
+                prompt_ids=[ids[i] for i in members],
+                temperature=temperature,
+            ),
+            reserve=(top_k + 1) * self.trie.num_levels,
+        )[0]
+
+    def exact(
+        self, prompts: Prompts, *, top_k: int, excluded: Excluded | None = None, bonus: ItemBonus | None = None
+    ) -> list[SearchResult]:
         """The true top-k, one result per prompt (see `exact_search`); arguments as for `beam`."""
         return self.search_each(
             prompts,
             [excluded],
-            lambda expander, filters, _: exact_search(expander, filters, top_k=top_k),
+            lambda expander, filters, _: exact_search(expander, filters, top_k=top_k, bonus=bonus),
             reserve=256,
         )[0]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmrec.decode.expander import Expansion, Wanted
 from llmrec.decode.prefix_cache import PrefixCache
-from llmrec.decode.result import Normalise
+from llmrec.decode.result import Generated, Normalise
 from llmrec.decode.scores import ChildScorer, LMHead
 from llmrec.decode.session import PrefixSession
 from llmrec.decode.trie import Children, SIDTrie
@@ -250,3 +250,41 @@ class TorchBackend:
     def known_tokens(self, prompt: Sequence[int] | np.ndarray) -> int:
         """See `Backend.known_tokens`."""
         return 0 if self.prefix_cache is None else self.prefix_cache.known_tokens(prompt)
+
+    def generate_text(
+        self,
+        prompts: Sequence[Sequence[int] | np.ndarray],
+        *,
+        max_new_tokens: int,
+        stop_token_ids: Sequence[int] = (),
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> list[Generated]:
+        """See `Backend.generate_text`; one prompt after the other, with Hugging Face's ``generate``.
+
+        Prompt i draws with ``seed + i``; torch's own random state is left as it was.
+        """
+        return [
+            self._write(prompt, max_new_tokens, list(stop_token_ids), temperature, None if seed is None else seed + i)
+            for i, prompt in enumerate(prompts)
+        ]
+
+    @torch.no_grad()
+    def _write(
+        self, prompt: Sequence[int] | np.ndarray, budget: int, stop_ids: list[int], temperature: float, seed: int | None
+    ) -> Generated:
+        ids = torch.as_tensor(np.asarray(prompt, dtype=np.int64)[None], device=self.model.device)
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {}
+        with torch.random.fork_rng(enabled=temperature > 0):
+            if seed is not None:
+                torch.manual_seed(seed)
+            output = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=budget,
+                eos_token_id=stop_ids or None,
+                pad_token_id=stop_ids[0] if stop_ids else 0,
+                **({"do_sample": False} | sampling),
+            )
+        written = output[0, ids.shape[1] :].cpu().numpy()
+        return Generated(written, "stop" if len(written) and int(written[-1]) in stop_ids else "length")

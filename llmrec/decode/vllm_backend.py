@@ -15,32 +15,17 @@ threads for good and seeds the random generators, so nothing should be trained t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from llmrec.decode.result import NORMALISATIONS, Normalise
+from llmrec.decode.result import NORMALISATIONS, Generated, Normalise
 from llmrec.decode.trie import SIDTrie
 from llmrec.decode.vllm_engine import Engine, EngineDType, Request
 from llmrec.decode.vllm_expander import VLLMExpander
 from llmrec.errors import InputError
 
 Prompt = Sequence[int] | np.ndarray
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Text that was written after one prompt.
-
-    Attributes:
-        token_ids: (m,) int64, the stop token included where one ended it.
-        finish_reason: "stop" at a stop token, "length" when the budget was spent.
-    """
-
-    token_ids: np.ndarray
-    finish_reason: Literal["stop", "length"]
 
 
 class VLLMBackend:
