@@ -7,6 +7,7 @@ reviewed in `targets.yaml`, where every case must have one.
 BENCHES: dict[str, str] = {
     "decode": "llmrec.bench.decode",
     "head": "llmrec.bench.head",
+    "serve": "llmrec.bench.serve",
     "start": "llmrec.bench.start",
     "trie": "llmrec.bench.trie",
 }
