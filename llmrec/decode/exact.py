@@ -46,7 +46,7 @@ def exact_search(
         raise InputError(f"top_k and num_expanded must be at least 1; given {top_k} and {num_expanded}.")
     expander = expander if bonus is None else BonusExpander(expander, bonus)
     before = expander.num_forwards
-    searches = [_Frontier(expander.trie, allowed, top_k) for allowed in filters]
+    searches = [_Frontier(expander.trie, allowed, top_k, count_items=bonus is None) for allowed in filters]
     while any(search.is_open for search in searches):
         chosen = [search.pop(num_expanded) for search in searches]
         found = expander.expand([(levels, nodes) for levels, nodes, _ in chosen], filters)
@@ -73,8 +73,9 @@ def exact_search(
 class _Frontier:
     """Open prefixes and complete leaves of one prompt."""
 
-    def __init__(self, trie: SIDTrie, allowed: RowFilter | None, top_k: int) -> None:
+    def __init__(self, trie: SIDTrie, allowed: RowFilter | None, top_k: int, *, count_items: bool) -> None:
         self.allowed, self._trie, self._top_k = allowed, trie, top_k
+        self._count_items = count_items
         self._levels = np.zeros(1, dtype=np.int64)
         self._nodes = np.zeros(1, dtype=np.int64)
         self._scores = np.zeros(1)
@@ -110,7 +111,9 @@ class _Frontier:
             leaf_scores = np.concatenate([self.leaf_scores, scores])
             best = best_first(leaf_scores, leaves, self._top_k)  # every leaf holds at least one item
             self.leaves, self.leaf_scores = leaves[best], leaf_scores[best]
-            items = np.cumsum(self._trie.num_living(level, self.leaves, self.allowed))
+            # With a bonus a leaf's score is that of its best item alone: the others may lie below the bar.
+            held = self._trie.num_living(level, self.leaves, self.allowed)
+            items = np.cumsum(held if self._count_items else np.ones_like(held))
             if items[-1] >= self._top_k:
                 self._bar = self.leaf_scores[np.searchsorted(items, self._top_k)]
         # An open prefix at the bar itself stays: it may hold an equal item with a lower code path.

@@ -156,3 +156,20 @@ def test_log_factors_rank_by_probability_times_factor():
     np.testing.assert_allclose(log_factors(np.array([1.0, 2.0])), [0, np.log(2)])
     with pytest.raises(InputError, match="first is row 1"):
         log_factors(np.array([1.0, 0.0]))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), scale=st.sampled_from([0.3, 3.0]))
+def test_exact_and_a_wide_beam_rank_items_of_shared_sids_by_their_own_bonus(seed, scale):
+    rng = np.random.default_rng(seed)
+    trie = random_trie(num_items=60, codebook_sizes=(4, 3, 3), seed=seed, alive=rng.random(60) < 0.8)
+    expander = TableExpander(trie, seed=seed, spread=2.0)
+    values = scale * rng.standard_normal(60)
+    allowed = trie.exclusion(np.flatnonzero(rng.random(60) < 0.2))
+    bonus = ItemBonus.build(trie, values)
+    rows, totals = brute_force(expander, values, allowed, 7)
+    (exact,) = exact_search(expander, [allowed], top_k=7, num_expanded=2, bonus=bonus)
+    (beam,) = beam_search(expander, [allowed], num_beams=60, top_k=7, bonus=bonus)
+    for found in (exact, beam):
+        assert found.items.tolist() == rows
+        np.testing.assert_allclose(found.ranked_by, totals)
