@@ -93,7 +93,7 @@ class SIDTrie:
             )
         if codes.dtype.kind not in "iu":
             raise InputError(f"Codes must be integers; given {codes.dtype}.")
-        columns = np.ascontiguousarray(codes.T)  # 18 ms of copying 1 million items save 70 ms in what follows
+        columns = np.ascontiguousarray(codes.T)  # 10 ms of copying 1 million items save 70 ms in what follows
         if (columns.min(axis=1) < 0).any() or (columns.max(axis=1) >= sizes).any():
             wrong = np.flatnonzero(((codes < 0) | (codes >= np.asarray(sizes))).any(axis=1))
             raise InputError(

@@ -2,8 +2,8 @@
 
 The codes of an item are packed into the bits of one unsigned integer, first level highest, and where the bits allow
 it the row goes below them: then a plain sort of these integers orders paths and rows at once, and prefixes and codes
-are read from the sorted integers instead of gathered. Of 1 million items with 4 x 8 bits the sort takes 0.02 s so,
-0.36 s as a stable argsort and 1.5 s as a lexsort of the columns.
+are read from the sorted integers instead of gathered. Of 1 million items with 4 x 8 bits the sort takes 15 ms so,
+115 ms as a stable argsort and 390 ms as a lexsort of the columns (docs/decisions/0007-trie-layout.md).
 """
 
 from __future__ import annotations
