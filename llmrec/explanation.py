@@ -1,8 +1,9 @@
 """Why an item was recommended, in the model's own words, checked against the catalogue.
 
-The model answers the chat prompt of the task ``explain`` greedily and without constraint. Items appear in the answer as
-SIDs and become titles here. What is then left to check is counted, not hidden: SIDs that no item has, and titles that
-the words name in quotes and the catalogue lacks. Titles named without quotes cannot be told from other words.
+The model answers the chat prompt of the task ``explain`` greedily. Items appear in the answer as SIDs and become titles
+here; the torch engine lets it name the explained item and those of the history only, vLLM writes without constraint.
+What is then left to check is counted, not hidden: SIDs that no item has, and titles that the words name in quotes and
+the catalogue lacks. Titles named without quotes cannot be told from other words.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from llmrec.checkpoint import Checkpoint
 from llmrec.data.catalog import Catalog
 from llmrec.decode.expander import Backend
 from llmrec.decode.item_bonus import ItemBonus
-from llmrec.decode.result import NORMALISATIONS, Normalise, SearchResult
+from llmrec.decode.result import NORMALISATIONS, Generated, Normalise, SearchResult
 from llmrec.decode.trie import SIDTrie
 from llmrec.decode.trie_filter import RowFilter
 from llmrec.errors import InputError
@@ -233,6 +233,8 @@ class Recommender:
     def explain(self, history: Sequence[str], item_id: str, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Explanation:
         """Why `item_id` fits `history`, in the model's words, checked against the catalogue (see `Explanation`).
 
+        Written by the torch engine, a SID is an item of the history or `item_id` itself; vLLM writes unconstrained.
+
         Raises:
             InputError: the item has no SID, or a history that is empty or of unknown items only.
         """
@@ -244,9 +246,7 @@ class Recommender:
         prompt = explanation_prompt(self.renderer, history, item_id)
         tokenizer = self.checkpoint.tokenizer
         stop_ids = [tokenizer.eos_token_id, *(i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id)]
-        answer = self.backend.generate_text([prompt.input_ids], max_new_tokens=max_new_tokens, stop_token_ids=stop_ids)[
-            0
-        ]
+        answer = self._written(prompt.input_ids, stop_ids, max_new_tokens, [*history, item_id])
         titles = {known: self.titles.title(known) for known in self.checkpoint.table.item_ids}
         parts = self.renderer.reader.parts(answer.token_ids.tolist())
         explanation = read_explanation(parts, item_id, history, titles, finished=answer.finish_reason == "stop")
@@ -299,6 +299,27 @@ class Recommender:
                 f"None of the {len(history)} history items has a SID in this checkpoint: {shown}.",
                 hint=self.titles.near_misses(history[-1]),
             )
+
+    def _written(
+        self, prompt: np.ndarray, stop_ids: Sequence[int], max_new_tokens: int, nameable: Sequence[str]
+    ) -> Generated:
+        """Greedy text behind a prompt, in which (torch) a SID that is begun becomes one of the nameable items."""
+        from llmrec.decode.text import Finished, TextSettings, TextStream
+        from llmrec.decode.torch_backend import TorchBackend
+
+        if not isinstance(self.backend, TorchBackend):
+            return self.backend.generate_text([prompt], max_new_tokens=max_new_tokens, stop_token_ids=stop_ids)[0]
+        stream = TextStream(
+            self.searcher(self.checkpoint.card.serving.normalise),
+            prompt,
+            stop_ids=stop_ids,
+            settings=TextSettings(max_new_tokens=max_new_tokens, repeat_items=True),
+            allowed=self._trie.allowance(self._rows(nameable)),
+        )
+        stopped = False
+        while not stream.finished:
+            stopped = any(isinstance(event, Finished) and event.reason == "stop" for event in stream.step())
+        return Generated(np.array(stream.token_ids, dtype=np.int64), "stop" if stopped else "length")
 
     def _filter(self, one: ItemFilter, excluded: Sequence[np.ndarray]) -> RowFilter:
         rows = np.concatenate([*excluded, self._rows(one.exclude)])

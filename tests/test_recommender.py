@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from llmrec.data.catalog import Catalog
+from llmrec.decode.result import Generated
+from llmrec.decode.session import PrefixSession
 from llmrec.errors import InputError, ProblemsError
 from llmrec.explanation import read_explanation
 from llmrec.prompts.answers import Part
@@ -157,7 +159,7 @@ def test_prefixes_that_are_kept_change_no_answer(checkpoint, recommender):
 
 
 def test_an_unknown_engine_is_refused(checkpoint):
-    with pytest.raises(InputError, match="one of torch, vllm|engine='cuda'"):
+    with pytest.raises(InputError, match="engine='cuda' is unknown"):
         Recommender.load(checkpoint.folder, engine="cuda")
 
 
@@ -253,22 +255,30 @@ def test_an_adapter_ranks_as_the_model_that_was_trained(tmp_path):
 # -- explanations ------------------------------------------------------------------------------------------------------
 
 
-def test_explain_asks_with_the_explain_tasks_prompt(recommender, monkeypatch):
+def test_explain_writes_behind_the_explain_tasks_prompt_and_names_what_was_shown(recommender, monkeypatch):
+    seen = []
+    plain = PrefixSession.__init__
+
+    def watched(self, model, prompts, **settings):
+        seen.append(list(prompts[0]))
+        plain(self, model, prompts, **settings)
+
+    monkeypatch.setattr(PrefixSession, "__init__", watched)
+    found = recommender.explain(["1", "7", "gone"], "40", max_new_tokens=60)
+    expected = Example("explain", "", {"history": ("1", "7"), "item": ("40",)})
+    assert seen == [recommender.renderer.render(expected, answer=False).input_ids.tolist()]
+    assert set(found.named_items) <= {"1", "7", "40"}
+    assert not found.unknown_sids
+    assert found.unknown_items == ("gone",)
+
+
+def test_an_answer_of_another_engine_is_read_the_same_way(recommender, monkeypatch):
     table = recommender.checkpoint.table
     codec = recommender.renderer.codec
     sid = {item: table.sid_token_ids()[table.row(item)].tolist() for item in ("1", "7", "40")}
     answer = [*codec.text("You chose "), *sid["7"], *codec.text(' and "Nosuch Film". '), *sid["40"], codec.eos_id]
-    seen = {}
-
-    def generate(ids, **settings):
-        seen.update(settings, ids=ids[0].tolist())
-        return torch.tensor([[*ids[0].tolist(), *answer]])
-
-    monkeypatch.setattr(recommender.model, "generate", generate)
+    monkeypatch.setattr(recommender, "_written", lambda *_: Generated(np.array(answer), "stop"))
     found = recommender.explain(["1", "7", "gone"], "40")
-    expected = Example("explain", "", {"history": ("1", "7"), "item": ("40",)})
-    assert seen["ids"] == recommender.renderer.render(expected, answer=False).input_ids.tolist()
-    assert seen["do_sample"] is False
     titles = recommender.titles.title
     assert found.text == f'You chose “{titles("7")}” and "Nosuch Film". “{titles("40")}”'
     assert found.named_items == ("7", "40")
