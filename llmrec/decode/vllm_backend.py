@@ -8,8 +8,8 @@ takes the best 2K tokens *before* any mask, so that beams starve, and it ignores
     backend = VLLMBackend.load(folder, adapters={"fashion": path, "books": other})
     searcher = Searcher(backend.with_adapter("books"), trie, table.token_ids)
 
-Searches agree with torch in float32 to about 1e-4. One process with vLLM inside is for serving: vLLM takes over torch's
-threads for good and seeds the random generators, so nothing should be trained there. Not yet run on a GPU.
+Searches agree with torch in float32 (decision 0008). A process with vLLM inside is for serving: vLLM freezes torch's
+number of threads and seeds the random generators, so nothing should be trained there. Not yet run on a GPU.
 """
 
 from __future__ import annotations

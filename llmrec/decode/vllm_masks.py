@@ -79,7 +79,8 @@ def write_scores(logits: Tensor, masks: Mapping[int, Mask]) -> None:
         chosen = torch.tensor(whole, device=logits.device)
         norm[chosen] = (logits if len(whole) == len(logits) else logits[chosen]).logsumexp(dim=-1)
     if some:
-        values = logits[places(list(some.values()), list(some))].split([len(over) for over in some.values()])
+        lengths = [len(over) for over in some.values()]
+        values = list(torch.split(logits[places(list(some.values()), list(some))], lengths))
         padded = pad_sequence(values, batch_first=True, padding_value=-torch.inf)
         norm[torch.tensor(list(some), device=logits.device)] = padded.logsumexp(dim=-1)
     # 2. The scores of the legal tokens, and nothing else.
