@@ -36,7 +36,7 @@ class AttributeFilter(Config):
 
 
 class AttributeIndex:
-    """Which items of a catalogue fulfil filters, as row masks of a SID table.
+    """Which items of a catalogue fulfil filters.
 
     Args:
         catalog: the attributes.
@@ -46,20 +46,22 @@ class AttributeIndex:
     def __init__(self, catalog: Catalog, item_ids: Sequence[str]) -> None:
         self._catalog = catalog
         self._item_ids = tuple(item_ids)
-        # Shops ask for the same few shelves again and again; 256 masks of a million items are 256 MB at most.
-        self._cached = lru_cache(maxsize=256)(self._mask)
+        # Shops ask for the same few shelves again and again.
+        self._cached = lru_cache(maxsize=64)(self._items)
 
-    def mask(self, filters: Sequence[AttributeFilter]) -> np.ndarray:
-        """(n_items,) bool, read-only: the items that fulfil all of `filters`.
+    def items(self, filters: tuple[AttributeFilter, ...]) -> frozenset[str]:
+        """The items that fulfil all of `filters`.
 
         Raises:
             InputError: there is no such attribute (near misses are named), or a range of one without numbers.
         """
+        return self._cached(filters)
+
+    def _items(self, filters: tuple[AttributeFilter, ...]) -> frozenset[str]:
         mask = np.ones(len(self._item_ids), bool)
         for condition in filters:
-            mask &= self._cached(condition)
-        mask.setflags(write=False)
-        return mask
+            mask &= self._mask(condition)
+        return frozenset(self._item_ids[row] for row in np.flatnonzero(mask).tolist())
 
     def _mask(self, condition: AttributeFilter) -> np.ndarray:
         values, owners = self._column(condition.attribute)

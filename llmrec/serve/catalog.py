@@ -1,19 +1,22 @@
 """The catalogue a server recommends from, in versions: a request keeps the version it began with.
 
-A swap makes a second recommender over the same model with a descendant SID table; nothing of the old one changes, and
-it is freed with the last request that holds it.
+A swap makes a second recommender over the same model with a descendant SID table and exchanges one reference
+(`llmrec.decode.catalog_versions`); nothing of the old one changes, and it is freed with the last request that holds it.
 """
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from llmrec.checkpoint_checks import require_descendant
 from llmrec.data.catalog import Catalog
+from llmrec.decode.catalog_versions import CatalogVersion as Searchable
+from llmrec.decode.catalog_versions import CatalogVersions
 from llmrec.errors import InputError
 from llmrec.recommender import Recommender
 from llmrec.serve.attribute_filter import AttributeIndex
@@ -41,6 +44,12 @@ class CatalogVersion:
         return int((self.recommender.checkpoint.table.status == ACTIVE).sum())
 
     @cached_property
+    def titles(self) -> dict[str, str]:
+        """Title by item id, of all items."""
+        recommender = self.recommender
+        return {item_id: recommender.titles.title(item_id) for item_id in recommender.checkpoint.table.item_ids}
+
+    @cached_property
     def attributes(self) -> AttributeIndex:
         """For filters on attributes."""
         checkpoint = self.recommender.checkpoint
@@ -51,14 +60,24 @@ class ServedCatalog:
     """The current version; `prepare` and `publish` are the two halves of a swap."""
 
     def __init__(self, recommender: Recommender) -> None:
-        self._lock = threading.Lock()
         self._origin = recommender
-        self._current = CatalogVersion(1, recommender, time.time())
+        self._versions = CatalogVersions(_searchable(CatalogVersion(1, recommender, time.time())))
 
     @property
     def current(self) -> CatalogVersion:
         """What new requests begin with."""
-        return self._current
+        return self._versions.current().payload
+
+    @contextmanager
+    def use(self) -> Iterator[CatalogVersion]:
+        """The current version, counted as in use until the block ends: for the whole life of a request."""
+        with self._versions.use() as version:
+            yield version.payload
+
+    @property
+    def num_versions(self) -> int:
+        """Versions that requests still use, the current one among them."""
+        return len(self._versions.requests())
 
     def prepare(self, folder: Path) -> CatalogVersion:
         """Load and check a descendant of the first version's table; slow, and nothing is changed yet.
@@ -73,7 +92,7 @@ class ServedCatalog:
             InputError: there is no readable table or catalogue.
             MismatchError: the table is of another vocabulary, or no descendant.
         """
-        current = self._current
+        current = self.current
         recommender = self._origin
         own = recommender.checkpoint
         table = SIDTable.load(folder)
@@ -82,22 +101,21 @@ class ServedCatalog:
         checkpoint = replace(own, table=table, catalog=catalog)
         # The tokenizer is the same for every version; reading it again would take the GIL for a second.
         checkpoint.__dict__["tokenizer"] = own.tokenizer
-        new = Recommender(checkpoint, recommender.model, batch_size=recommender.batch_size)
-        return CatalogVersion(current.number + 1, new, time.time())
+        return CatalogVersion(current.number + 1, recommender.over(checkpoint), time.time())
 
     def publish(self, version: CatalogVersion) -> None:
         """Give `version` to all requests that begin from now on.
 
         Raises:
-            InputError: another swap came first.
+            InputError: it is in use already, or another swap came first.
         """
-        with self._lock:
-            if version.number != self._current.number + 1:
-                raise InputError(
-                    "Another swap was published while this one was prepared.",
-                    hint="ask again",
-                )
-            self._current = version
+        self._versions.swap(_searchable(version))
+
+
+def _searchable(version: CatalogVersion) -> Searchable[CatalogVersion]:
+    serving = version.recommender.checkpoint.card.serving
+    # Numbered, because a table may come back while requests of its first time still run.
+    return Searchable(f"{version.number}:{version.id}", version.recommender.searcher(serving.normalise).trie, version)
 
 
 def _read_catalog(folder: Path, current: Catalog) -> Catalog:

@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import numpy as np
@@ -47,17 +48,20 @@ def chat_router(server: Server) -> APIRouter:
 
     @router.post("/chat/completions", summary="Chat", response_model=ChatAnswer, responses=_STREAMED)
     async def chat(request: Request, body: ChatRequest) -> Any:
-        version = server.catalog.current
-        checkpoint = version.recommender.checkpoint
-        prompt = chat_prompt(checkpoint.renderer, checkpoint.tokenizer, [message.turn() for message in body.messages])
-        wanted = body.max_completion_tokens or body.max_tokens
-        return await _answer(server, request, body, "chat.completion", version, prompt, wanted)
+        with ExitStack() as held:
+            version = held.enter_context(server.catalog.use())
+            checkpoint = version.recommender.checkpoint
+            turns = [message.turn() for message in body.messages]
+            prompt = chat_prompt(checkpoint.renderer, checkpoint.tokenizer, turns)
+            wanted = body.max_completion_tokens or body.max_tokens
+            return await _answer(server, request, body, "chat.completion", version, prompt, wanted, held)
 
     @router.post("/completions", summary="Go on from a text", response_model=CompletionAnswer, responses=_STREAMED)
     async def complete(request: Request, body: CompletionRequest) -> Any:
-        version = server.catalog.current
-        prompt = text_prompt(version.recommender.checkpoint.renderer, [Words(body.prompt)])
-        return await _answer(server, request, body, "text_completion", version, prompt, body.max_tokens)
+        with ExitStack() as held:
+            version = held.enter_context(server.catalog.use())
+            prompt = text_prompt(version.recommender.checkpoint.renderer, [Words(body.prompt)])
+            return await _answer(server, request, body, "text_completion", version, prompt, body.max_tokens, held)
 
     return router
 
@@ -70,7 +74,9 @@ async def _answer(
     version: CatalogVersion,
     prompt: np.ndarray,
     wanted: int | None,
+    held: ExitStack,
 ) -> Any:
+    """The answer; a streamed one takes over what is `held` until its end."""
     if body.model != server.settings.name:
         raise ApiProblem(
             404,
@@ -94,7 +100,7 @@ async def _answer(
     writer = _Writer(server, body, kind, version, len(prompt))
     stretches = writer.stretches(handle)
     if body.stream:
-        return _Chunks(writer.chunks(stretches), handle)
+        return _Chunks(writer.chunks(stretches), handle, held.pop_all())
     try:
         return await while_connected(request, writer.whole(stretches), server.limits.request_seconds)
     finally:
@@ -102,18 +108,19 @@ async def _answer(
 
 
 class _Chunks(StreamingResponse):
-    """Server-sent events that free the engine however they end."""
+    """Server-sent events that free the engine and the catalogue's version however they end."""
 
-    def __init__(self, chunks: AsyncIterator[str], handle: TextHandle) -> None:
+    def __init__(self, chunks: AsyncIterator[str], handle: TextHandle, held: ExitStack) -> None:
         super().__init__(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._handle = handle
+        self._handle, self._held = handle, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them; a client that leaves cancels this call."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._handle.cancel()
+        with self._held:
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                self._handle.cancel()
 
 
 def _budget(server: Server, version: CatalogVersion, prompt_tokens: int, wanted: int | None) -> int:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
 
-from llmrec.recommendation import Recommendations
+from llmrec.recommendation import ItemFilter, Recommendations
 from llmrec.serve.catalog import CatalogVersion
+from llmrec.serve.explaining import explain_items
 from llmrec.serve.problems import ApiProblem
 from llmrec.serve.schemas import (
     FindAnswer,
     FoundItem,
     ItemAnswer,
+    ItemExplanation,
     ItemScore,
     Model,
     ModelList,
@@ -34,29 +37,34 @@ def list_router(server: Server) -> APIRouter:
 
     @router.post("/recommendations", tags=["recommend"], summary="The next items for a history")
     async def recommendations(request: Request, body: RecommendationRequest) -> RecommendationAnswer:
-        version = server.catalog.current
-        _check(server, version, body)
-        settings = ListSettings(body.k, body.num_beams, body.search, body.normalise, body.exclude_history)
-        found = await server.run(request, ListWork(version, settings, tuple(body.history), tuple(sorted(body.exclude))))
-        server.metrics.items.inc(len(found))
-        return _answer(version, found)
+        with server.catalog.use() as version:
+            _check(server, body)
+            wanted, note = _filter(version, body)
+            settings = ListSettings(
+                body.k, body.num_beams, body.search, body.normalise, body.exclude_history, body.diversity
+            )
+            found = await server.run(request, ListWork(version, settings, tuple(body.history), wanted))
+            server.metrics.items.inc(len(found))
+            named = [item.item_id for item in found.items[: body.explain]]
+            explained = await explain_items(server, request, version, body.history, named)
+            return _answer(version, found, note, explained)
 
     @router.post("/score", tags=["recommend"], summary="Log-probabilities of given items, for re-ranking")
     async def score(request: Request, body: ScoreRequest) -> ScoreAnswer:
-        version = server.catalog.current
         server.require_lengths(history=body.history, items=body.items)
-        recommender = version.recommender
-        recommender.titles.require_known(body.items)
-        normalise = body.normalise or recommender.checkpoint.card.serving.normalise
-        scores = []
-        if body.items:
-            work = ScoreWork(version, normalise, tuple(body.history), tuple(body.items))
-            scores = (await server.run(request, work)).tolist()
-        return ScoreAnswer(
-            scores=[ItemScore(item_id=item, score=one) for item, one in zip(body.items, scores, strict=True)],
-            normalise=normalise,
-            catalog_version=version.id,
-        )
+        with server.catalog.use() as version:
+            recommender = version.recommender
+            recommender.titles.require_known(body.items)
+            normalise = body.normalise or recommender.checkpoint.card.serving.normalise
+            scores = []
+            if body.items:
+                work = ScoreWork(version, normalise, tuple(body.history), tuple(body.items))
+                scores = (await server.run(request, work)).tolist()
+            return ScoreAnswer(
+                scores=[ItemScore(item_id=item, score=one) for item, one in zip(body.items, scores, strict=True)],
+                normalise=normalise,
+                catalog_version=version.id,
+            )
 
     @router.get("/items/{item_id}", tags=["catalogue"], summary="What is known about an item")
     async def item(item_id: Annotated[str, Path(min_length=1, max_length=512)]) -> ItemAnswer:
@@ -107,7 +115,7 @@ def list_router(server: Server) -> APIRouter:
     return router
 
 
-def _check(server: Server, version: CatalogVersion, body: RecommendationRequest) -> None:
+def _check(server: Server, body: RecommendationRequest) -> None:
     """What would cost too much or cannot work, before anything is queued."""
     server.require_lengths(history=body.history, exclude=body.exclude, allow=body.allow)
     server.require_at_most("k", body.k, server.limits.k)
@@ -123,14 +131,32 @@ def _check(server: Server, version: CatalogVersion, body: RecommendationRequest)
             )
 
 
-def _answer(version: CatalogVersion, found: Recommendations) -> RecommendationAnswer:
+def _filter(version: CatalogVersion, body: RecommendationRequest) -> tuple[ItemFilter, str]:
+    """The request's filter, and a note where it allows items that do not exist."""
+    allowed = body.allow
+    note = ""
+    if allowed is not None:
+        unknown = [item_id for item_id in allowed if not version.recommender.knows_any([item_id])]
+        note = f"{len(unknown)} of {len(allowed)} allowed items have no SID" if unknown else ""
+    if body.filters:
+        fitting = version.attributes.items(tuple(body.filters))
+        allowed = list(fitting) if allowed is None else [item_id for item_id in allowed if item_id in fitting]
+    return ItemFilter(tuple(body.exclude), allowed), note
+
+
+def _answer(
+    version: CatalogVersion, found: Recommendations, note: str, explained: Sequence[ItemExplanation]
+) -> RecommendationAnswer:
+    items = [RecommendedItem(item_id=o.item_id, title=o.title, sid=o.sid, score=o.score) for o in found]
+    for item, explanation in zip(items, explained, strict=False):  # the best ones only
+        item.explanation = explanation
     return RecommendationAnswer(
-        items=[RecommendedItem(item_id=o.item_id, title=o.title, sid=o.sid, score=o.score) for o in found],
+        items=items,
         search=found.search,
         normalise=found.normalise,
         num_beams=found.num_beams,
         unknown_items=list(found.unknown_items),
         truncated_items=found.truncated_items,
-        notes=list(found.notes),
+        notes=[*found.notes, *([note] if note else [])],
         catalog_version=version.id,
     )

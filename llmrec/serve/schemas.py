@@ -61,6 +61,8 @@ class RecommendationRequest(Body):
     """`beam`, or `exact` for the true top-k at a higher and varying cost."""
     normalise: Normalise | None = None
     """Over what log-probabilities are normalised; by default the checkpoint's."""
+    diversity: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
+    """What an item pays, in nats, for each better one of the same first code; 0 for a plain list. For beams only."""
     explain: int = Field(default=0, ge=0)
     """How many of the best items to explain in the model's words."""
 

@@ -37,6 +37,7 @@ class Server:
         self.metrics.gauge("llmrec_jobs_pending", "Jobs that wait for the model", lambda: self.engine.num_pending)
         self.metrics.gauge("llmrec_streams", "Texts being written", lambda: self.engine.num_streams)
         self.metrics.gauge("llmrec_catalog_items", "Items that may be recommended", self._num_items)
+        self.metrics.gauge("llmrec_catalog_versions", "Versions in use", lambda: self.catalog.num_versions)
 
     def deadline(self) -> float:
         """When a request that came now must have its answer, as `time.monotonic`."""

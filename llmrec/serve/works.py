@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from llmrec.decode.result import Normalise
-from llmrec.recommendation import Recommendations, Search
+from llmrec.recommendation import ItemFilter, Recommendations, Search
 from llmrec.serve.catalog import CatalogVersion
 from llmrec.serve.engine import Work
 
@@ -22,6 +22,7 @@ class ListSettings:
     search: Search
     normalise: Normalise | None
     exclude_history: bool
+    diversity: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +32,12 @@ class ListWork(Work[Recommendations]):
     version: CatalogVersion
     settings: ListSettings
     history: tuple[str, ...]
-    exclude: tuple[str, ...] = ()
+    filter: ItemFilter = field(default_factory=ItemFilter)
 
     @property
     def key(self) -> Hashable:
-        """Version, settings and the exclusion that a batch shares."""
-        return (id(self.version), self.settings, self.exclude)
+        """Version and settings; each list has its own history and filter."""
+        return (id(self.version), self.settings)
 
     def run(self, together: Sequence[ListWork]) -> list[Recommendations]:
         """Search all histories in one batch."""
@@ -44,11 +45,12 @@ class ListWork(Work[Recommendations]):
         return self.version.recommender.recommend_many(
             [work.history for work in together],
             settings.k,
-            exclude=self.exclude,
+            filters=[work.filter for work in together],
             exclude_history=settings.exclude_history,
             num_beams=settings.num_beams,
             search=settings.search,
             normalise=settings.normalise,
+            diversity=settings.diversity,
         )
 
 

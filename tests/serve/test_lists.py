@@ -135,3 +135,106 @@ def test_more_items_than_there_are_come_back_with_a_note(serve):
     body = serve(test, ServeSettings(limits=Limits(k=80)))
     assert len(body["items"]) == 59
     assert "these are all 59 of 60" in body["notes"][0]
+
+
+# -- filters, diversity, explanations --------------------------------------------------------------------------------
+
+
+def post(serve, body, settings=None):
+    async def test(http):
+        return await http.post("/v1/recommendations", json=body)
+
+    return serve(test, settings)
+
+
+def found_ids(answer):
+    assert answer.status_code == 200, answer.text
+    return [item["item_id"] for item in answer.json()["items"]]
+
+
+@pytest.mark.parametrize(
+    ("filters", "keeps"),
+    [
+        ([{"attribute": "genres", "any_of": ["Drama"]}], lambda i: i % 6 == 0),
+        ([{"attribute": "genres", "any_of": ["Drama", "Comedy"]}], lambda i: i % 6 in (0, 1)),
+        ([{"attribute": "genres", "none_of": ["Drama"]}], lambda i: i % 6 != 0),
+        ([{"attribute": "year", "at_least": 1960, "at_most": 1969}], lambda i: 10 <= i < 20),
+        (
+            [{"attribute": "year", "at_most": 1969.5}, {"attribute": "genres", "any_of": ["Western"]}],
+            lambda i: i < 20 and i % 6 == 3,
+        ),
+    ],
+)
+def test_filters_leave_exactly_the_items_that_fulfil_them(serve, filters, keeps):
+    answer = post(serve, {"history": ["60"], "k": 60, "filters": filters, "search": "exact"})
+    assert sorted(map(int, found_ids(answer))) == [i + 1 for i in range(60) if keeps(i) and i != 59]
+
+
+def test_filters_and_allowed_items_hold_together_and_one_batch_has_many_filters(serve, recommender):
+    bodies = [
+        {"history": ["1"], "k": 3, "allow": ["2", "3", "4", "nope"], "exclude": ["3"]},
+        {"history": ["1"], "k": 3, "allow": ["2", "3", "4"], "filters": [{"attribute": "year", "at_least": 1952}]},
+        {"history": ["1"], "k": 3},
+    ]
+
+    async def test(http):
+        return await asyncio.gather(*(http.post("/v1/recommendations", json=body) for body in bodies))
+
+    first, second, third = serve(test, ServeSettings(batch_wait_ms=50))
+    assert sorted(found_ids(first)) == ["2", "4"]
+    assert "1 of 4 allowed items have no SID" in first.json()["notes"]
+    assert sorted(found_ids(second)) == ["3", "4"]
+    assert found_ids(third) == [item.item_id for item in recommender.recommend(["1"], 3)]
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        {"filters": [{"attribute": "genres", "any_of": ["Opera"]}]},
+        {"filters": [{"attribute": "year", "at_least": 3000}]},
+        {"allow": []},
+        {"allow": ["nope"]},
+        {"allow": ["2"], "exclude": ["2"]},
+        {"allow": ["1"]},
+    ],
+)
+@pytest.mark.parametrize("search", ["beam", "exact"])
+def test_filters_that_leave_nothing_give_an_empty_list_with_a_note(serve, nothing, search):
+    answer = post(serve, {"history": ["1"], "k": 5, "search": search, **nothing})
+    assert found_ids(answer) == []
+    assert "these are all 0 of 60 items" in answer.json()["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"filters": [{"attribute": "genre", "any_of": ["Drama"]}]}, "The catalogue has no attribute 'genre'"),
+        ({"filters": [{"attribute": "genres", "at_least": 3}]}, "has no numbers to compare with"),
+        ({"filters": [{"attribute": "genres"}]}, "give at least one of any_of"),
+        ({"diversity": 1.0, "search": "exact"}, "A diverse list comes from a beam search"),
+        ({"diversity": -1}, "diversity"),
+        ({"explain": 4, "history": ["1"]}, "explain: 4 is more than this server's limit of 3"),
+        ({"explain": 1}, "There is no history to explain from."),
+    ],
+)
+def test_filters_that_cannot_be_meant_are_told(serve, body, says):
+    answer = post(serve, body)
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]["message"]
+
+
+def test_a_diverse_list_is_the_librarys_own(serve, recommender):
+    answer = post(serve, {"history": HISTORY, "k": 6, "diversity": 2.0})
+    expected = [item.item_id for item in recommender.recommend(HISTORY, 6, diversity=2.0)]
+    assert found_ids(answer) == expected
+    assert expected != [item.item_id for item in recommender.recommend(HISTORY, 6)]
+
+
+def test_the_best_items_are_explained_from_the_history(serve, recommender):
+    answer = post(serve, {"history": HISTORY, "k": 4, "explain": 2})
+    explained = [item["explanation"] for item in answer.json()["items"]]
+    assert explained[2:] == [None, None]
+    for one in explained[:2]:
+        assert one["text"]
+        assert set(one["named_items"]) <= set(recommender.checkpoint.table.item_ids)
+        assert not any(name.startswith("<") for name in one["unknown_names"])

@@ -1,0 +1,113 @@
+"""Explanations of recommended items: the explain task's chat, written step by step beside everything else.
+
+As `Recommender.explain`, with one difference: a SID that the model begins becomes a living item by the search, as in a
+chat, so that an explanation never names one that does not exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from llmrec.decode.text import Finished, TextSettings, TextStream
+from llmrec.errors import InputError
+from llmrec.explanation import MAX_NEW_TOKENS, Explanation, explanation_prompt, read_explanation
+from llmrec.serve.catalog import CatalogVersion
+from llmrec.serve.engine import StreamJob
+from llmrec.serve.schemas import ItemExplanation
+from llmrec.serve.server import Server, while_connected
+
+
+@dataclass(frozen=True)
+class _Question:
+    version: CatalogVersion
+    history: tuple[str, ...]
+    item_id: str
+
+
+class ServedExplanation:
+    """Writes one explanation as the engine runs it; its one event is an `Explanation`."""
+
+    def __init__(self, question: _Question) -> None:
+        self._question = question
+        recommender = question.version.recommender
+        checkpoint = recommender.checkpoint
+        self._stream = TextStream(
+            recommender.searcher(checkpoint.card.serving.normalise),
+            explanation_prompt(recommender.renderer, question.history, question.item_id).input_ids,
+            stop_ids=checkpoint.tokenizer.all_special_ids,
+            settings=TextSettings(max_new_tokens=MAX_NEW_TOKENS, repeat_items=True),
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the explanation is written."""
+        return self._stream.finished
+
+    def step(self) -> list[Explanation]:
+        """Go on by at most one forward."""
+        ends = [event.reason for event in self._stream.step() if isinstance(event, Finished)]
+        if not ends:
+            return []
+        asked = self._question
+        parts = asked.version.recommender.renderer.reader.parts(self._stream.token_ids)
+        whole = ends[0] == "stop"
+        return [read_explanation(parts, asked.item_id, asked.history, asked.version.titles, finished=whole)]
+
+    def close(self) -> None:
+        """Free keys and values."""
+        self._stream.close()
+
+
+async def explain_items(
+    server: Server, request: Request, version: CatalogVersion, history: Sequence[str], item_ids: Sequence[str]
+) -> list[ItemExplanation]:
+    """Why each of `item_ids` fits `history`, in their order.
+
+    Raises:
+        InputError: there is something to explain and no history to explain it from.
+    """
+    if not item_ids:
+        return []
+    if not history:
+        raise InputError("There is no history to explain from.", hint="give at least one item, or explain=0")
+    jobs = [_ask(server, _Question(version, tuple(history), item_id)) for item_id in item_ids]
+    try:
+        together = asyncio.gather(*(answer for _, answer in jobs))
+        return await while_connected(request, together, server.limits.request_seconds)
+    finally:
+        for job, _ in jobs:
+            job.cancelled.set()
+
+
+def _ask(server: Server, question: _Question) -> tuple[StreamJob, asyncio.Future[ItemExplanation]]:
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[ItemExplanation] = loop.create_future()
+
+    def settle(update: list[Explanation] | Exception | None) -> None:
+        if answer.done():
+            return
+        if isinstance(update, list):
+            answer.set_result(_shown(update[0]))
+        elif update is not None:
+            answer.set_exception(update)
+
+    def emit(update: list[Explanation] | Exception | None) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, update)
+
+    job = StreamJob(lambda: ServedExplanation(question), emit, server.deadline())
+    server.engine.submit_stream(job)
+    return job, answer
+
+
+def _shown(explanation: Explanation) -> ItemExplanation:
+    return ItemExplanation(
+        text=explanation.text,
+        named_items=list(explanation.named_items),
+        unknown_names=[*explanation.named_titles_unknown, *explanation.unknown_sids],
+        finished=explanation.finished,
+    )
