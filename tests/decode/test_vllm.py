@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -188,6 +186,7 @@ def _params(legal, over):
 def test_both_runners_write_the_same_scores(rows):
     from vllm import SamplingParams
     from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 
     from llmrec.decode.vllm_masks import SIDMaskV1, SIDMaskV2
 
@@ -210,7 +209,8 @@ def test_both_runners_write_the_same_scores(rows):
     assert [second.add_request(slot, params[row]) for row, slot in enumerate(slots)] == [
         row in rows for row in range(3)
     ]
-    context = SimpleNamespace(idx_mapping_np=np.array(slots))
+    mapping, none = torch.tensor(slots), torch.zeros(3, dtype=torch.int64)
+    context = LogitsContext(mapping, mapping, np.array(slots), none, none, none, np.ones(3, dtype=np.int64))
     np.testing.assert_allclose(second.apply(logits.clone(), context), expected, atol=1e-6)
 
     first.update_state(BatchUpdate(batch_size=0, removed=[0, 1, 2], added=[], moved=[]))
