@@ -1,22 +1,19 @@
-"""Explanations of recommended items: the explain task's chat, written step by step beside everything else.
-
-As `Recommender.explain`, with one difference: a SID that the model begins becomes a living item by the search, as in a
-chat, so that an explanation never names one that does not exist.
-"""
+"""Explanations of recommended items: what `Recommender.explain` says, written step by step beside everything else."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from llmrec.decode.text import Finished, TextSettings, TextStream
+from llmrec.decode.torch_backend import TorchBackend
 from llmrec.errors import InputError
 from llmrec.explanation import MAX_NEW_TOKENS, Explanation, explanation_prompt, read_explanation
 from llmrec.serve.catalog import CatalogVersion
-from llmrec.serve.engine import StreamJob
+from llmrec.serve.engine import StreamJob, Work
 from llmrec.serve.schemas import ItemExplanation
 from llmrec.serve.server import Server, while_connected
 
@@ -33,13 +30,16 @@ class ServedExplanation:
 
     def __init__(self, question: _Question) -> None:
         self._question = question
-        recommender = question.version.recommender
+        recommender, titles = question.version.recommender, question.version.titles
         checkpoint = recommender.checkpoint
+        searcher = recommender.searcher(checkpoint.card.serving.normalise)
+        nameable = [checkpoint.table.row(one) for one in (*question.history, question.item_id) if one in titles]
         self._stream = TextStream(
-            recommender.searcher(checkpoint.card.serving.normalise),
+            searcher,
             explanation_prompt(recommender.renderer, question.history, question.item_id).input_ids,
             stop_ids=checkpoint.tokenizer.all_special_ids,
             settings=TextSettings(max_new_tokens=MAX_NEW_TOKENS, repeat_items=True),
+            allowed=searcher.trie.allowance(nameable),
         )
 
     @property
@@ -62,6 +62,23 @@ class ServedExplanation:
         self._stream.close()
 
 
+@dataclass(frozen=True, eq=False)
+class ExplainWork(Work[Explanation]):
+    """One explanation in one go: for engines that write no text step by step."""
+
+    question: _Question
+
+    @property
+    def key(self) -> Hashable:
+        """Each runs alone."""
+        return id(self)
+
+    def run(self, together: Sequence[ExplainWork]) -> list[Explanation]:
+        """Explain."""
+        asked = self.question
+        return [asked.version.recommender.explain(asked.history, asked.item_id)]
+
+
 async def explain_items(
     server: Server, request: Request, version: CatalogVersion, history: Sequence[str], item_ids: Sequence[str]
 ) -> list[ItemExplanation]:
@@ -74,6 +91,9 @@ async def explain_items(
         return []
     if not history:
         raise InputError("There is no history to explain from.", hint="give at least one item, or explain=0")
+    if not isinstance(version.recommender.backend, TorchBackend):
+        works = [ExplainWork(_Question(version, tuple(history), item_id)) for item_id in item_ids]
+        return [_shown(await server.run(request, work)) for work in works]
     jobs = [_ask(server, _Question(version, tuple(history), item_id)) for item_id in item_ids]
     try:
         together = asyncio.gather(*(answer for _, answer in jobs))

@@ -230,11 +230,25 @@ def test_a_diverse_list_is_the_librarys_own(serve, recommender):
     assert expected != [item.item_id for item in recommender.recommend(HISTORY, 6)]
 
 
-def test_the_best_items_are_explained_from_the_history(serve, recommender):
+def test_the_best_items_are_explained_as_the_library_does(serve, recommender):
     answer = post(serve, {"history": HISTORY, "k": 4, "explain": 2})
-    explained = [item["explanation"] for item in answer.json()["items"]]
-    assert explained[2:] == [None, None]
-    for one in explained[:2]:
-        assert one["text"]
-        assert set(one["named_items"]) <= set(recommender.checkpoint.table.item_ids)
-        assert not any(name.startswith("<") for name in one["unknown_names"])
+    items = answer.json()["items"]
+    assert [item["explanation"] for item in items[2:]] == [None, None]
+    for item in items[:2]:
+        expected = recommender.explain(HISTORY, item["item_id"])
+        assert item["explanation"] == {
+            "text": expected.text,
+            "named_items": list(expected.named_items),
+            "unknown_names": [*expected.named_titles_unknown, *expected.unknown_sids],
+            "finished": expected.finished,
+        }
+
+
+def test_an_engine_that_writes_no_steps_explains_in_one_go(serve, recommender, monkeypatch):
+    class Other:
+        pass
+
+    monkeypatch.setattr("llmrec.serve.explaining.TorchBackend", Other)
+    answer = post(serve, {"history": HISTORY, "k": 1, "explain": 1})
+    (item,) = answer.json()["items"]
+    assert item["explanation"]["text"] == recommender.explain(HISTORY, item["item_id"]).text
