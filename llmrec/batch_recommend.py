@@ -130,7 +130,7 @@ def recommend_file(
         "k": k,
         "num_beams": num_beams,
         "search": search,
-        "dtype": str(recommender.model.dtype),
+        "engine": recommender.engine,
         "part_size": PART_SIZE,
     }
     _open_job(folder, job)

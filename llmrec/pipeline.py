@@ -247,7 +247,6 @@ class _Run:
         return model, extension
 
     def _evaluate(self, name: str, key: str) -> None:
-        from llmrec.checkpoint import Checkpoint
         from llmrec.decode.searcher import Searcher
         from llmrec.decode.trie import SIDTrie
         from llmrec.eval.evaluate import evaluate
@@ -258,8 +257,7 @@ class _Run:
 
         _quiet_libraries()
         config = self.config
-        checkpoint = Checkpoint.load(self.final)
-        recommender = Recommender(checkpoint)
+        recommender = Recommender.load(self.final)
         models = {"llmrec": Generator.of_recommender(recommender, label="llmrec")}
         if config.untrained:
             model, extension = self._extended_base()

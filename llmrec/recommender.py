@@ -107,6 +107,15 @@ class Recommender:
             raise InputError("This recommender's model is not in torch.", hint='load it with engine="torch"')
         return self.backend.model
 
+    @property
+    def engine(self) -> str:
+        """What runs the model, with its dtype where that is known: ``torch float32``."""
+        from llmrec.decode.torch_backend import TorchBackend
+
+        if isinstance(self.backend, TorchBackend):
+            return f"torch {str(self.backend.model.dtype).removeprefix('torch.')}"
+        return type(self.backend).__name__
+
     # -- recommending --------------------------------------------------------------------------------------------
 
     def recommend(

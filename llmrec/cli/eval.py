@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,6 +32,7 @@ def evaluate(
         Path | None, typer.Option(help="Lists of another recommender: .parquet, .csv or .jsonl (see eval/README.md).")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the results; by default runs/eval/NAME.")] = None,
+    engine: Annotated[Literal["torch", "vllm"], typer.Option(help="What runs the model.")] = "torch",
     as_json: Annotated[bool, typer.Option("--json", help="Print eval.json instead of tables.")] = False,
 ) -> None:
     """Judge a checkpoint or a file of predictions: leave-one-out, full catalogue, beside the baselines."""
@@ -68,16 +69,12 @@ def evaluate(
     dataset = read_data(_data_config(data, card))
     warnings = []
     if checkpoint and card:
-        import transformers
-
-        from llmrec.checkpoint import Checkpoint
+        from llmrec.cli.loading import load_recommender
         from llmrec.eval.generate import Generator
 
         warnings = _warnings(card, dataset)
-        transformers.utils.logging.disable_progress_bar()
-        with console.status(f"loading {checkpoint}"):
-            name = checkpoint.absolute().name
-            models = {name: Generator.of_checkpoint(Checkpoint.load(checkpoint), label=name), **models}
+        name = checkpoint.absolute().name
+        models = {name: Generator.of_recommender(load_recommender(checkpoint, engine), label=name), **models}
 
     # 3. Judge, write, print.
     with shown(console) as progress:

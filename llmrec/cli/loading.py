@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from llmrec.recommendation import EngineName
     from llmrec.recommender import Recommender
     from llmrec.title_match import Match
 
 
-def load_recommender(checkpoint: Path) -> Recommender:
+def load_recommender(checkpoint: Path, engine: EngineName = "torch") -> Recommender:
     """Load with a spinner on stderr instead of the libraries' own bars; a folder that is none fails before torch."""
     from rich.console import Console
 
@@ -26,7 +27,7 @@ def load_recommender(checkpoint: Path) -> Recommender:
         from llmrec.recommender import Recommender
 
         transformers.utils.logging.disable_progress_bar()
-        return Recommender.load(checkpoint)
+        return Recommender.load(checkpoint, engine=engine)
 
 
 def history_table(matches: Sequence[Match]) -> Table:

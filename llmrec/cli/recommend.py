@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +30,7 @@ def recommend(
         Path | None, typer.Option("--input", help="Users in .parquet, .csv or .jsonl: item rows, or a list history.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="With --input: the Parquet file to write.")] = None,
+    engine: Annotated[Literal["torch", "vllm"], typer.Option(help="What runs the model.")] = "torch",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Recommend the next items for a history, or with --input and --output for a file of users (resumable)."""
@@ -44,9 +45,9 @@ def recommend(
     search: Search = "exact" if exact else "beam"
     if source and output:
         _check_output(output)
-        _file(load_recommender(checkpoint), source, output, k, num_beams, search, as_json)
+        _file(load_recommender(checkpoint, engine), source, output, k, num_beams, search, as_json)
         return
-    recommender = load_recommender(checkpoint)
+    recommender = load_recommender(checkpoint, engine)
     matches = recommender.titles.resolve(history or [])
     answer = recommender.recommend([match.item_id for match in matches], k, num_beams=num_beams, search=search)
     if as_json:
