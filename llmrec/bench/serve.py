@@ -110,11 +110,11 @@ def run(plan: Plan) -> Measured:
     with tempfile.TemporaryDirectory(prefix="llmrec-bench-") as folder:
         world = make_world(Path(folder))
         process, url = _start(world.checkpoint)
-        try:
-            found = asyncio.run(_load(plan, world, url, process.pid))
-        finally:
-            process.terminate()
-            process.wait(60)
+        with process:  # waits for its end, closes its output
+            try:
+                found = asyncio.run(_load(plan, world, url, process.pid))
+            finally:
+                process.terminate()
         equal, compared = _compare(found.tally, world)
     return Measured(**{**vars(found), "equal": equal, "compared": compared})
 
