@@ -162,6 +162,10 @@ class VLLMBackend:
             for output in self._engine.run(requests)
         ]
 
+    def forget(self) -> None:
+        """Drop all cached prefixes: the next prompt is read from its first token, as a measurement may want it."""
+        self._engine.forget()
+
     def close(self) -> None:
         """Stop the engine and free its memory, for all adapters."""
         self._engine.close()

@@ -155,6 +155,15 @@ class Engine:
                 self._engine.abort_request(list(waiting))
         return [done[place] for place in range(len(requests))]
 
+    def forget(self) -> None:
+        """Drop all cached prefixes.
+
+        Raises:
+            LLMRecError: requests are running.
+        """
+        if not self._engine.reset_prefix_cache():
+            raise LLMRecError("vLLM cannot drop its prefixes while requests run.", hint="wait for them")
+
     def close(self) -> None:
         """Free the engine's memory; nothing can be run afterwards."""
         self._engine.engine_core.shutdown()

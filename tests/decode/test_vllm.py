@@ -119,6 +119,20 @@ def test_a_lone_child_costs_no_request_under_legal(backend, world):
     assert legal.scores.tolist() == [0.0]
 
 
+def test_forgotten_prefixes_are_read_again(backend, world):
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    def cached(name):  # tokens of the longest prompt that vLLM did not compute
+        engine = backend._engine._engine
+        engine.add_request(name, TokensPrompt(prompt_token_ids=list(world.prompts[6])), SamplingParams(max_tokens=1))
+        return engine.step()[0].num_cached_tokens
+
+    assert [cached("first") >= 0, cached("again")] == [True, 64]
+    backend.forget()
+    assert cached("anew") == 0
+
+
 # -- text --------------------------------------------------------------------------------------------------------
 
 
