@@ -7,7 +7,7 @@ import types
 import pytest
 
 from llmrec import cli, recipes
-from llmrec.bench import runner
+from llmrec.bench import BENCHES, runner
 from llmrec.bench.runner import Outcome
 from llmrec.data import assets
 from llmrec.doctor import Finding
@@ -131,7 +131,7 @@ def test_doctor_prints_findings_and_fails_on_a_problem(llmrec, monkeypatch):
 
 
 def test_bench_lists_prints_writes_and_fails_on_a_missed_target(llmrec, tmp_path, monkeypatch):
-    assert llmrec("bench")[1].split() == ["head", "start"]
+    assert llmrec("bench")[1].split() == list(BENCHES)
     outcomes = [Outcome("import", "import typer", "ms", 10.0, 20.0, 0.5, "<= 1", True, 3)]
     monkeypatch.setattr(runner, "run_bench", lambda name, quick, progress: outcomes)
     code, out, _ = llmrec("bench", "start", "--quick")
