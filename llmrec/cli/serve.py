@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,6 +24,7 @@ def serve(
         Path | None, typer.Option(help="A file with the key of clients; or set LLMREC_API_KEY.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Lists searched together.")] = 16,
+    engine: Annotated[Literal["torch", "vllm"], typer.Option(help="What runs the model; chat needs torch.")] = "torch",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model; by default torch's.")] = None,
 ) -> None:
     """Serve a checkpoint; LLMREC_API_KEY and LLMREC_ADMIN_KEY hold the keys of clients and of /admin."""
@@ -52,7 +53,7 @@ def serve(
             import torch
 
             torch.set_num_threads(threads)
-        server = create_app(load_recommender(checkpoint), settings)
+        server = create_app(load_recommender(checkpoint, engine), settings)
         _announce(settings)
         run(server, settings, listener)
     typer.echo("stopped: everything that ran is finished", err=True)

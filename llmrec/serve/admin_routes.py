@@ -45,7 +45,7 @@ def admin_router(server: Server) -> APIRouter:
         async with swapping:
             previous = server.catalog.current
             version = await asyncio.to_thread(server.catalog.prepare, Path(body.table))
-            await asyncio.to_thread(lambda: version.attributes)
+            await asyncio.to_thread(version.warm)
             # The first list of a version gathers what its search needs; here, and not in a client's request.
             await server.run(request, ListWork(version, ListSettings(1, None, "beam", None, True), ()))
             server.catalog.publish(version)

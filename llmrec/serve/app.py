@@ -61,6 +61,7 @@ def create_app(recommender: Recommender, settings: ServeSettings | None = None) 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(server.catalog.current.warm)
         server.engine.start()
         try:
             yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -44,8 +44,8 @@ class AttributeIndex:
     """
 
     def __init__(self, catalog: Catalog, item_ids: Sequence[str]) -> None:
-        self._catalog = catalog
         self._item_ids = tuple(item_ids)
+        self._columns = _columns(catalog, self._item_ids)
         # Shops ask for the same few shelves again and again.
         self._cached = lru_cache(maxsize=64)(self._items)
 
@@ -99,19 +99,18 @@ class AttributeIndex:
             )
         return self._columns[attribute]
 
-    @cached_property
-    def _columns(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Per attribute its values and the row that has each."""
-        found: dict[str, tuple[list[str], list[int]]] = {name: ([], []) for name in self._catalog.attributes}
-        for row, item_id in enumerate(self._item_ids):
-            if item_id in self._catalog:
-                for name, values in self._catalog.attribute_values(item_id).items():
-                    found[name][0].extend(values)
-                    found[name][1].extend([row] * len(values))
-        return {
-            name: (np.array(values, dtype=object), np.array(rows, dtype=np.int64))
-            for name, (values, rows) in found.items()
-        }
+
+def _columns(catalog: Catalog, item_ids: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Per attribute its values, and the row that has each."""
+    found: dict[str, tuple[list[str], list[int]]] = {name: ([], []) for name in catalog.attributes}
+    for row, item_id in enumerate(item_ids):
+        if item_id in catalog:
+            for name, values in catalog.attribute_values(item_id).items():
+                found[name][0].extend(values)
+                found[name][1].extend([row] * len(values))
+    return {
+        name: (np.array(values, dtype=object), np.array(rows, dtype=np.int64)) for name, (values, rows) in found.items()
+    }
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:

@@ -43,6 +43,10 @@ class CatalogVersion:
         """Items that are not retired."""
         return int((self.recommender.checkpoint.table.status == ACTIVE).sum())
 
+    def warm(self) -> None:
+        """Make what requests need of a catalogue; of a million items it takes seconds, which no request shall wait."""
+        _ = self.attributes, self.titles
+
     @cached_property
     def titles(self) -> dict[str, str]:
         """Title by item id, of all items."""

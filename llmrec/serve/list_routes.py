@@ -39,7 +39,9 @@ def list_router(server: Server) -> APIRouter:
     async def recommendations(request: Request, body: RecommendationRequest) -> RecommendationAnswer:
         with server.catalog.use() as version:
             _check(server, body)
-            wanted, note = _filter(version, body)
+            wanted, note = ItemFilter(tuple(body.exclude)), ""
+            if body.filters or body.allow is not None:  # compares every item of the catalogue
+                wanted, note = await asyncio.to_thread(_filter, version, body)
             settings = ListSettings(
                 body.k, body.num_beams, body.search, body.normalise, body.exclude_history, body.diversity
             )

@@ -272,11 +272,16 @@ def test_an_error_in_mid_stream_is_its_last_event(serve, scripted):
     assert all(script.closed == 1 for script in scripted.opened)
 
 
-async def leave_after(http, body, chunks):
-    """An ASGI client that disconnects after so many body chunks."""
+async def leave_when(http, body, ready):
+    """An ASGI client that disconnects once ``ready(messages received)``."""
     left = asyncio.Event()
     received = []
     given = False
+
+    async def watch():
+        while not ready(received):
+            await asyncio.sleep(0.005)
+        left.set()
 
     async def receive():
         nonlocal given
@@ -288,8 +293,6 @@ async def leave_after(http, body, chunks):
 
     async def send(message):
         received.append(message)
-        if len(received) > chunks:
-            left.set()
 
     scope = {
         "type": "http", "method": "POST", "path": "/v1/chat/completions", "raw_path": b"", "query_string": b"",
@@ -297,10 +300,7 @@ async def leave_after(http, body, chunks):
         "asgi": {"version": "3.0", "spec_version": "2.3"}, "scheme": "http", "client": None,
         "server": ("localhost", 80), "root_path": "",
     }  # fmt: skip
-    if not chunks:
-        asyncio.get_running_loop().call_later(0.05, left.set)
-    await http.app(scope, receive, send)
-    return received
+    await asyncio.gather(http.app(scope, receive, send), watch())
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -308,7 +308,10 @@ def test_a_client_that_leaves_frees_the_engine(serve, scripted, stream):
     scripted.events[:] = [Said("word ")] * 10**6
 
     async def test(http):
-        await leave_after(http, {**ASK, "stream": stream}, 3 if stream else 0)
+        def ready(received):
+            return len(received) > 3 if stream else scripted.opened and scripted.opened[0].steps
+
+        await leave_when(http, {**ASK, "stream": stream}, ready)
         for _ in range(1000):
             if not http.server.engine.num_streams:
                 break
