@@ -69,7 +69,7 @@ def shared_world() -> SearchWorld:
     return search_world(codebook_sizes=(4,) * 6, prompt_lengths=(5, 9))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_random_trees(data):
     base = shared_world()
