@@ -37,6 +37,9 @@ from llmrec.title_match import TitleMatcher
 if TYPE_CHECKING:
     from llmrec.decode.searcher import Searcher
 
+_CHAT_TOKENS = 1024
+"""Room that vLLM gives a prompt and its answer, where the model can read that much."""
+
 
 class Recommender:
     """Recommends with a checkpoint and its model.
@@ -380,10 +383,15 @@ def _in_torch(checkpoint: Checkpoint, dtype: DTypeName) -> Any:
 
 def _in_vllm(checkpoint: Checkpoint, dtype: DTypeName) -> Any:
     """A full model as it is; a plain adapter behind its base, which has the SID rows."""
+    from transformers import AutoConfig
+
     from llmrec.decode.vllm_backend import VLLMBackend
 
-    room = checkpoint.card.serving.max_length + checkpoint.table.num_levels
     folder, base = checkpoint.folder, checkpoint.base_folder
+    # Histories are cut at the card's length; the chat of an explanation has a length of its own.
+    readable = AutoConfig.from_pretrained(base or folder, trust_remote_code=False).max_position_embeddings
+    wanted = max(checkpoint.card.serving.max_length + checkpoint.table.num_levels, _CHAT_TOKENS)
+    room = min(int(readable), wanted)
     if base is None:
         return VLLMBackend.load(folder, dtype=dtype, max_model_len=room)
     return VLLMBackend.load(base, dtype=dtype, max_model_len=room, adapters={"default": folder}).with_adapter("default")

@@ -377,3 +377,9 @@ def test_a_full_disk_leaves_nothing_half_written(kilobytes, parts, tmp_path):
         assert not list(disk.iterdir())
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_beside_the_weights_lies_no_other_safetensors_file(tmp_path):
+    # vLLM takes every *.safetensors of a model's folder for its weights.
+    checkpoint = tiny_parts().write(tmp_path / "cpt")
+    assert [path.name for path in checkpoint.folder.glob("*.safetensors")] == ["model.safetensors"]

@@ -8,7 +8,8 @@ content does not match them:
 * *vocabulary*: levels, codebook sizes, codebooks, token ids. A trained model needs exactly this.
 * *rows*: item ids, codes, status. These may change in a descendant version (new items, retired items).
 
-On disk: ``sid_table.parquet`` (rows), ``codebooks.safetensors`` (codebooks, token ids), ``sid_table.json`` (the rest).
+On disk: ``sid_table.parquet`` (rows), ``codebooks/codebooks.safetensors`` (codebooks, token ids; in a folder
+of its own, because vLLM takes every safetensors file beside a model for weights), ``sid_table.json`` (the rest).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from llmrec.sid_vocab.table_checks import table_problems
 
 LEVEL_LETTERS = string.ascii_lowercase
 ACTIVE, RETIRED = 0, 1
-FORMAT_VERSION = 1
-_ROWS, _TENSORS, _META = "sid_table.parquet", "codebooks.safetensors", "sid_table.json"
+FORMAT_VERSION = 2
+_ROWS, _TENSORS, _META = "sid_table.parquet", "codebooks/codebooks.safetensors", "sid_table.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +192,7 @@ class SIDTable:
         pl.DataFrame([item_ids, *codes, pl.Series("status", self.status)]).write_parquet(folder / _ROWS)
         tensors = {f"codebook_{level}": book for level, book in enumerate(self.codebooks)}
         tensors |= {f"token_ids_{level}": ids for level, ids in enumerate(self.token_ids or ())}
+        (folder / _TENSORS).parent.mkdir(exist_ok=True)
         save_file(tensors, folder / _TENSORS)
         meta = {
             "format_version": FORMAT_VERSION,

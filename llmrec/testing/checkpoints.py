@@ -62,12 +62,12 @@ def tiny_table(count: int = 60, *, seed: int = 0) -> SIDTable:
     return SIDTable(ids, codes, (6, 5, 4), has_suffix=True, codebooks=codebooks)
 
 
-def tiny_parts(*, tied: bool = True, seed: int = 0) -> TinyParts:
-    """An extended tiny Llama with its table, catalogue and the shipped templates."""
+def tiny_parts(*, tied: bool = True, seed: int = 0, head_dim: int = 8) -> TinyParts:
+    """An extended tiny Llama with its table, catalogue and the shipped templates; vLLM wants heads of 32 on a CPU."""
     import torch
 
     tokenizer = tiny_tokenizer()
-    model = tiny_model(tokenizer, tied=tied, seed=seed)
+    model = tiny_model(tokenizer, tied=tied, seed=seed, head_dim=head_dim)
     extension = extend_vocabulary(model, tokenizer, tiny_table(), init="random", seed=seed)
     with torch.no_grad():
         for parameter in model.parameters():

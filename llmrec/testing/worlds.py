@@ -110,7 +110,7 @@ def tiny_tokenizer(kind: TokenizerKind = "bpe", vocab_size: int = 400) -> Any:
         return LlamaTokenizer.from_pretrained(folder, add_bos_token=kind == "spm")
 
 
-def tiny_model(tokenizer: Any, family: Family = "llama", *, tied: bool = True, seed: int = 0) -> Any:
+def tiny_model(tokenizer: Any, family: Family = "llama", *, tied: bool = True, seed: int = 0, head_dim: int = 8) -> Any:
     """A two-layer causal LM of hidden size 32 in fp32 evaluation mode, with `tokenizer`'s vocabulary size."""
     import torch
     import transformers
@@ -122,7 +122,7 @@ def tiny_model(tokenizer: Any, family: Family = "llama", *, tied: bool = True, s
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 8,
+        "head_dim": head_dim,
         "max_position_embeddings": 512,
         "tie_word_embeddings": tied,
         "bos_token_id": tokenizer.bos_token_id,

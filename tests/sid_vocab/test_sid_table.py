@@ -219,7 +219,8 @@ def test_load_refuses_foreign_codebooks(tmp_path: Path) -> None:
     small_table().save(tmp_path / "one")
     other = small_table(codebooks=(np.zeros((3, 4), np.float32), np.ones((2, 4), np.float32)))
     other.save(tmp_path / "two")
-    (tmp_path / "one" / "codebooks.safetensors").write_bytes((tmp_path / "two" / "codebooks.safetensors").read_bytes())
+    name = "codebooks/codebooks.safetensors"
+    (tmp_path / "one" / name).write_bytes((tmp_path / "two" / name).read_bytes())
     with pytest.raises(MismatchError) as caught:
         SIDTable.load(tmp_path / "one")
     assert other.vocabulary_fingerprint in str(caught.value)
@@ -230,11 +231,11 @@ def test_load_says_what_is_wrong_with_the_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no SID table"):
         SIDTable.load(tmp_path)
     for name, content, words in (
-        ("codebooks.safetensors", b"x", "cannot be read"),
+        ("codebooks/codebooks.safetensors", b"x", "cannot be read"),
         ("sid_table.parquet", b"x", "cannot be read"),
         ("sid_table.json", b"{", "cannot be read"),
         ("sid_table.json", b"{}", "not of SID table format"),
-        ("sid_table.json", b'{"format_version": 1}', "lacks codebook_sizes"),
+        ("sid_table.json", b'{"format_version": 2}', "lacks codebook_sizes"),
     ):
         small_table().save(tmp_path)
         (tmp_path / name).write_bytes(content)
