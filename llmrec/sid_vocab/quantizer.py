@@ -1,16 +1,24 @@
 """The quantiser seam: what turns item vectors into codes, and the visible list of the built-in ones.
 
 A new quantiser is one file with a config (its ``name`` a Literal) and a class that satisfies `Quantizer`, an entry in
-`QUANTIZERS` and in `QuantizerConfig`, and a test that subclasses `llmrec.testing.quantizer_conformance`.
+`QUANTIZERS` and in `AnyQuantizerConfig`, and a test that subclasses `llmrec.testing.quantizer_conformance`.
+
+A catalogue is coded by `FittedQuantizer.encode_jointly`, an item that comes later by `FittedQuantizer.encode`. Where
+codebooks alone do not say how to encode (prices, network weights), the rest is in `FittedQuantizer.state`, which
+`quantizer_files` keeps beside the table.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Protocol
 
 import numpy as np
+from pydantic import Discriminator, Tag
 
+from llmrec.sid_vocab.balanced import BalancedRQKMeans, BalancedRQKMeansConfig
 from llmrec.sid_vocab.rq_kmeans import RQKMeans, RQKMeansConfig
+from llmrec.sid_vocab.sinkhorn import SinkhornRQKMeans, SinkhornRQKMeansConfig
 
 
 class FittedQuantizer(Protocol):
@@ -25,8 +33,20 @@ class FittedQuantizer(Protocol):
         """(n, dim) vectors to (n, num_levels) int32 codes; a row's codes do not depend on the other rows."""
         ...
 
+    def encode_jointly(self, vectors: np.ndarray) -> np.ndarray:
+        """(n, dim) vectors of a whole catalogue to (n, num_levels) int32 codes.
+
+        A quantiser that balances looks at all rows here, so that a row's codes may depend on the others and on their
+        order; for every other one it is `encode`.
+        """
+        ...
+
     def reconstruct(self, codes: np.ndarray) -> np.ndarray:
         """(n, k) codes of the first k levels to (n, dim) float32 vectors, in the space of the input."""
+        ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All numbers that `Quantizer.restore` needs, codebooks included, by name."""
         ...
 
 
@@ -37,14 +57,35 @@ class Quantizer(Protocol):
         """Fit to (n, dim) vectors. Raises DataError or InputError where they cannot be quantised as configured."""
         ...
 
+    def restore(self, state: Mapping[str, np.ndarray]) -> FittedQuantizer:
+        """The fitted quantiser whose `FittedQuantizer.state` this is; InputError where something is missing."""
+        ...
+
+
+def _name(config: Any) -> str | None:
+    """What a mapping or a config says its quantiser is called; RQ-KMeans where it does not say."""
+    return config.get("name", "rq-kmeans") if isinstance(config, Mapping) else getattr(config, "name", None)
+
+
+AnyQuantizerConfig = Annotated[
+    Annotated[RQKMeansConfig, Tag("rq-kmeans")]
+    | Annotated[BalancedRQKMeansConfig, Tag("balanced-rq-kmeans")]
+    | Annotated[SinkhornRQKMeansConfig, Tag("sinkhorn-rq-kmeans")],
+    Discriminator(_name),
+]
+"""The configs of all built-in quantisers, told apart by ``name``; RQ-KMeans where none is given."""
 
 QuantizerConfig = RQKMeansConfig
-"""The configs of the built-in quantisers; a union discriminated by ``name`` once there are two."""
+"""The config of the default quantiser."""
 
-QUANTIZERS: dict[str, type[RQKMeans]] = {"rq-kmeans": RQKMeans}
+QUANTIZERS: dict[str, Callable[[Any], Quantizer]] = {
+    "rq-kmeans": RQKMeans,
+    "balanced-rq-kmeans": BalancedRQKMeans,
+    "sinkhorn-rq-kmeans": SinkhornRQKMeans,
+}
 """Built-in quantisers by name."""
 
 
-def make_quantizer(config: QuantizerConfig) -> Quantizer:
+def make_quantizer(config: AnyQuantizerConfig) -> Quantizer:
     """The quantiser that `config` describes."""
     return QUANTIZERS[config.name](config)

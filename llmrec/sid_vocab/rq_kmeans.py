@@ -1,18 +1,19 @@
 """RQ-KMeans: k-means on the vectors, then on what is left of them, level by level.
 
 The quantiser of OneRec (Deng et al. 2025) and of MiniOneRec's "rqkmeans"; simpler than TIGER's RQ-VAE and without its
-codebook collapse. Departures: clusters are not balanced by force, and vectors are encoded in float64 by a plain
-nearest-centroid search, so that an item gets the same codes alone, in a batch and on any number of threads.
+codebook collapse. Departures: clusters are not balanced by force (`balanced.py` and `sinkhorn.py` do that), and vectors
+are encoded in float64 by a plain nearest-centroid search, so that an item gets the same codes alone, in a batch and on
+any number of threads.
 
 Clustering is faiss's k-means on one thread: 12,000 x 384 vectors into 3 x 256 codes take about ten CPU seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -27,11 +28,9 @@ _NOTHING_LEFT = 1e-9  # residual energy, relative to the vectors', below which a
 Size = Annotated[int, Field(ge=2, le=65536)]
 
 
-class RQKMeansConfig(Config):
-    """Settings of `RQKMeans`."""
+class LevelsConfig(Config):
+    """What the quantisers with one clustering per level have in common."""
 
-    name: Literal["rq-kmeans"] = "rq-kmeans"
-    """Which quantiser this is."""
     num_levels: int = Field(default=3, ge=1, le=25)
     """Quantised levels; a suffix level against collisions comes on top."""
     codebook_size: Size | list[Size] = 256
@@ -39,10 +38,10 @@ class RQKMeansConfig(Config):
     iterations: int = Field(default=25, ge=1)
     """k-means iterations per level."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the initial centroids (and of the sample of 256 vectors per code that faiss clusters)."""
+    """Seed of the initial centroids (and of the sample of 256 vectors per code that is clustered)."""
 
     @model_validator(mode="after")
-    def _one_size_per_level(self) -> RQKMeansConfig:
+    def _one_size_per_level(self) -> Self:
         if isinstance(self.codebook_size, list) and len(self.codebook_size) != self.num_levels:
             raise ValueError(f"codebook_size lists {len(self.codebook_size)} sizes for num_levels {self.num_levels}")
         return self
@@ -55,9 +54,20 @@ class RQKMeansConfig(Config):
         return (self.codebook_size,) * self.num_levels
 
 
+class RQKMeansConfig(LevelsConfig):
+    """Settings of `RQKMeans`."""
+
+    name: Literal["rq-kmeans"] = "rq-kmeans"
+    """Which quantiser this is."""
+
+
 @dataclass(frozen=True, eq=False)
 class ResidualCodebooks:
-    """A fitted residual quantiser: level i holds the centroids of what levels 0..i-1 left over."""
+    """A fitted residual quantiser: level i holds the centroids of what levels 0..i-1 left over.
+
+    Product codes are a case of it: codewords that lie in subspaces at right angles leave each other's residual alone
+    (`product.py`). The codebooks are then all that encoding needs.
+    """
 
     codebooks: tuple[np.ndarray, ...]
     """Per level (codebook_size, dim) float32."""
@@ -69,19 +79,17 @@ class ResidualCodebooks:
             DataError: vectors with NaN, infinity or of zero length.
             InputError: vectors of another width than the codebooks'.
         """
-        require_vectors(vectors)
-        dim = self.codebooks[0].shape[1]
-        if vectors.shape[1] != dim:
-            raise InputError(
-                f"The codebooks were fitted to vectors of {dim} numbers, these have {vectors.shape[1]}.",
-                hint="embed with the same encoder and behaviour settings as at the fit",
-            )
+        require_width(vectors, self.codebooks[0].shape[1])
         codes = np.empty((len(vectors), len(self.codebooks)), np.int32)
         residual = vectors.astype(np.float64)
         for level, book in enumerate(self.codebooks):
-            codes[:, level] = _nearest(residual, book)
+            codes[:, level] = nearest(residual, book)
             residual -= book[codes[:, level]]
         return codes
+
+    def encode_jointly(self, vectors: np.ndarray) -> np.ndarray:
+        """The same as `encode`: no row minds the others."""
+        return self.encode(vectors)
 
     def reconstruct(self, codes: np.ndarray) -> np.ndarray:
         """(n, k) codes of the first k levels to (n, dim) float32: the sum of their centroids."""
@@ -90,6 +98,10 @@ class ResidualCodebooks:
         for level, book in enumerate(books):
             total += book[codes[:, level]]
         return total.astype(np.float32)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The codebooks by name, ``codebook_0`` and so on."""
+        return {f"codebook_{level}": book for level, book in enumerate(self.codebooks)}
 
 
 class RQKMeans:
@@ -111,57 +123,109 @@ class RQKMeans:
             DataError: NaN, infinity, zero rows or a wrong shape.
             InputError: fewer different vectors than codes, or nothing left to cluster at a later level.
         """
-        import faiss
+        config = self.config
+        require_enough(vectors, config.codebook_sizes)
+        return ResidualCodebooks(residual_levels(vectors, config.codebook_sizes, config.iterations, config.seed))
 
-        require_vectors(vectors)
-        self._require_enough(vectors)
-        residual = vectors.astype(np.float64)
-        energy = float(np.square(residual).mean())
-        books: list[np.ndarray] = []
-        for level, size in enumerate(self.config.codebook_sizes):
-            if float(np.square(residual).mean()) <= _NOTHING_LEFT * energy:
-                raise InputError(
-                    f"After {level} levels of {self.config.codebook_sizes[:level]} codes nothing is left to quantise.",
-                    hint=f"set num_levels to {level}, or lower codebook_size",
-                )
-            # min_points_per_centroid only decides whether faiss prints a warning
-            kmeans = faiss.Kmeans(
-                residual.shape[1],
-                size,
-                niter=self.config.iterations,
-                seed=self.config.seed + level,
-                min_points_per_centroid=1,
-            )
-            with _one_thread():
-                kmeans.train(residual.astype(np.float32))
-            books.append(np.array(kmeans.centroids, np.float32).reshape(size, -1))
-            residual -= books[-1][_nearest(residual, books[-1])]
-        return ResidualCodebooks(tuple(books))
-
-    def _require_enough(self, vectors: np.ndarray) -> None:
-        largest = max(self.config.codebook_sizes)
-        different = len({row.tobytes() for row in np.ascontiguousarray(vectors)})
-        if different == 1 and len(vectors) > 1:
-            raise InputError(
-                f"All {len(vectors)} vectors are the same.", hint="check the text fields or the file they come from"
-            )
-        if different < largest:
-            raise InputError(
-                f"{len(vectors)} items ({different} different vectors) cannot fill a codebook of {largest} codes.",
-                hint=f"set codebook_size to at most {max(2, different // 4)}",
-            )
+    def restore(self, state: Mapping[str, np.ndarray]) -> ResidualCodebooks:
+        """The fitted quantiser whose `state` this is."""
+        return ResidualCodebooks(numbered(state, "codebook", self.config.num_levels))
 
 
-def _nearest(vectors: np.ndarray, book: np.ndarray) -> np.ndarray:
-    """(n,) index of the nearest row of `book` (m, dim) for each of (n, dim) float64 `vectors`; lower index on a tie."""
+def residual_levels(vectors: np.ndarray, sizes: Sequence[int], iterations: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Per level (size, dim) float32 centroids of what the levels before left of (n, dim) `vectors`.
+
+    Raises:
+        InputError: nothing is left to cluster at a later level.
+    """
+    residual = vectors.astype(np.float64)
+    energy = mean_energy(residual)
+    books: list[np.ndarray] = []
+    for level, size in enumerate(sizes):
+        require_rest(residual, energy, sizes[:level])
+        books.append(kmeans(residual, size, iterations, seed + level))
+        residual -= books[-1][nearest(residual, books[-1])]
+    return tuple(books)
+
+
+def kmeans(vectors: np.ndarray, size: int, iterations: int, seed: int, start: np.ndarray | None = None) -> np.ndarray:
+    """(size, dim) float32 centroids of (n, dim) `vectors` by faiss on one thread, from those of `start` if given."""
+    import faiss
+
+    # min_points_per_centroid only decides whether faiss prints a warning
+    clustering = faiss.Kmeans(vectors.shape[1], size, niter=iterations, seed=seed, min_points_per_centroid=1)
+    with _one_thread():
+        clustering.train(
+            np.ascontiguousarray(vectors, np.float32),
+            init_centroids=None if start is None else np.ascontiguousarray(start, np.float32),
+        )
+    return np.array(clustering.centroids, np.float32).reshape(size, -1)
+
+
+def nearest(vectors: np.ndarray, book: np.ndarray, prices: np.ndarray | None = None) -> np.ndarray:
+    """(n,) index of the nearest row of `book` (m, dim) for each of (n, dim) float64 `vectors`; lower index on a tie.
+
+    With `prices` (m,), half the squared distance *plus* the code's price is what has to be small.
+    """
     centroids = book.astype(np.float64)
-    half_norms = 0.5 * np.square(centroids).sum(axis=1)
-    nearest = np.empty(len(vectors), np.int64)
+    offsets = 0.5 * np.square(centroids).sum(axis=1)
+    if prices is not None:
+        offsets = offsets + prices
+    found = np.empty(len(vectors), np.int64)
     for start in range(0, len(vectors), _ENCODE_ROWS):
         rows = slice(start, start + _ENCODE_ROWS)
         # |x - c|^2 / 2 without |x|^2, which is the same for every c
-        nearest[rows] = (half_norms - vectors[rows] @ centroids.T).argmin(axis=1)
-    return nearest
+        found[rows] = (offsets - vectors[rows] @ centroids.T).argmin(axis=1)
+    return found
+
+
+def mean_energy(vectors: np.ndarray) -> float:
+    """Mean square of all numbers."""
+    return float(np.square(vectors).mean())
+
+
+def require_rest(residual: np.ndarray, energy: float, done: Sequence[int]) -> None:
+    """Raise InputError where the levels of sizes `done` left nothing of vectors of mean square `energy`."""
+    if mean_energy(residual) <= _NOTHING_LEFT * energy:
+        raise InputError(
+            f"After {len(done)} levels of {tuple(done)} codes nothing is left to quantise.",
+            hint=f"set num_levels to {len(done)}, or lower codebook_size",
+        )
+
+
+def require_enough(vectors: np.ndarray, sizes: Sequence[int]) -> None:
+    """Raise unless (n, dim) `vectors` are usable and at least as many different ones as the largest of `sizes`."""
+    require_vectors(vectors)
+    different = len({row.tobytes() for row in np.ascontiguousarray(vectors)})
+    if different == 1 and len(vectors) > 1:
+        raise InputError(
+            f"All {len(vectors)} vectors are the same.", hint="check the text fields or the file they come from"
+        )
+    if different < max(sizes):
+        raise InputError(
+            f"{len(vectors)} items ({different} different vectors) cannot fill a codebook of {max(sizes)} codes.",
+            hint=f"set codebook_size to at most {max(2, different // 4)}",
+        )
+
+
+def require_width(vectors: np.ndarray, dim: int) -> None:
+    """Raise unless `vectors` are usable and (n, dim)."""
+    require_vectors(vectors)
+    if vectors.shape[1] != dim:
+        raise InputError(
+            f"The codebooks were fitted to vectors of {dim} numbers, these have {vectors.shape[1]}.",
+            hint="embed with the same encoder and behaviour settings as at the fit",
+        )
+
+
+def numbered(state: Mapping[str, np.ndarray], name: str, count: int) -> tuple[np.ndarray, ...]:
+    """The arrays ``name_0`` to ``name_{count-1}``. Raises InputError where one is missing."""
+    wanted = [f"{name}_{number}" for number in range(count)]
+    if missing := [key for key in wanted if key not in state]:
+        raise InputError(
+            f"The saved quantiser lacks {', '.join(missing)}.", hint="copy the folder again as a whole, or fit anew"
+        )
+    return tuple(state[key] for key in wanted)
 
 
 @contextmanager

@@ -77,5 +77,5 @@ def test_config_errors() -> None:
         build_config(RQKMeansConfig, {"codebook_sise": 8}, source="recipe")
 
 
-def test_every_built_in_is_named_by_its_config() -> None:
-    assert set(QUANTIZERS) == {RQKMeansConfig().name}
+def test_rq_kmeans_is_a_built_in() -> None:
+    assert RQKMeansConfig().name in QUANTIZERS
