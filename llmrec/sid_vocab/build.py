@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from pydantic import Field
@@ -15,6 +17,7 @@ from llmrec.sid_vocab.embeddings import EmbeddingConfig, embed_items
 from llmrec.sid_vocab.index_json import IndexConfig, read_index_json
 from llmrec.sid_vocab.quantizer import QuantizerConfig, make_quantizer
 from llmrec.sid_vocab.report import HealthReport, health_report
+from llmrec.sid_vocab.rq_kmeans import RQKMeansConfig
 from llmrec.sid_vocab.table import SIDTable
 
 VERSION = 1  # raise it when the same config and inputs give another table, so that cached stages run anew
@@ -25,7 +28,7 @@ class SIDConfig(Config):
 
     embeddings: EmbeddingConfig = Field(default_factory=EmbeddingConfig)
     """What is quantised."""
-    quantizer: QuantizerConfig = Field(default_factory=QuantizerConfig)
+    quantizer: QuantizerConfig = Field(default_factory=RQKMeansConfig)
     """How it is quantised."""
     collisions: CollisionConfig = Field(default_factory=CollisionConfig)
     """What happens to items with equal codes."""
@@ -41,6 +44,11 @@ class BuiltTable:
     report: HealthReport
     vectors: np.ndarray | None
     """(n_items, dim) float32 what was quantised, in the order of the table's rows; None for SIDs from a file."""
+
+    def save(self, folder: Path) -> None:
+        """Write the table and ``report.json`` into `folder`."""
+        self.table.save(folder)
+        (folder / "report.json").write_text(json.dumps(self.report.as_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def build_table(
@@ -61,7 +69,7 @@ def build_table(
         behaviour: (n_items, size) behaviour vectors in the same order, fitted on train alone; zero rows for items
             without train events. Needed where ``embeddings.behaviour_weight`` is above 0.
         titles: (n_items,) what the report calls the items; default the texts.
-        popularity: (n_items,) train counts: the order of suffixes (`resolve_collisions`); default the row order.
+        popularity: (n_items,) train counts: who comes first in `resolve_collisions`; default the row order.
 
     Raises:
         DataError: vectors, texts or SIDs that cannot be used, with every problem.
@@ -80,8 +88,14 @@ def build_table(
 
     embedded = embed_items(config.embeddings, item_ids, texts, behaviour)
     fitted = make_quantizer(config.quantizer).fit(embedded.vectors)
+    quantised = fitted.encode(embedded.vectors)
     resolved = resolve_collisions(
-        fitted.encode(embedded.vectors), tuple(len(book) for book in fitted.codebooks), config.collisions, popularity
+        quantised,
+        tuple(len(book) for book in fitted.codebooks),
+        config.collisions,
+        popularity,
+        vectors=embedded.vectors,
+        quantizer=fitted,
     )
     table = SIDTable(
         item_ids=tuple(item_ids),
@@ -90,7 +104,16 @@ def build_table(
         has_suffix=resolved.has_suffix,
         codebooks=fitted.codebooks,
     )
-    report = health_report(table, titles, vectors=embedded.vectors, quantizer=fitted, notes=embedded.notes)
+    moved = f"{resolved.moved} of {len(item_ids)} items were moved to the nearest free code of the last level"
+    report = health_report(
+        table,
+        titles,
+        quantised=quantised,
+        vectors=embedded.vectors,
+        quantizer=fitted,
+        popularity=popularity,
+        notes=(*embedded.notes, *((moved,) if resolved.moved else ())),
+    )
     return BuiltTable(table, report, embedded.vectors)
 
 

@@ -1,14 +1,20 @@
-"""Items with equal codes: a suffix level tells them apart (TIGER, Rajput et al. 2023, section 3.1), or they share.
+"""Items with equal codes: a suffix tells them apart, or they move to a free code nearby, or they share.
 
-The suffix is there for all items, so that every SID has the same length. Two departures from TIGER. It has spare codes,
-so that tomorrow's collisions need no new token. And inside a bucket it counts from the most popular train item down:
-"suffix 0" then means "the one most people took" under every prefix, which a model learns once instead of per bucket
-(two first probes point that way, each by less than a standard error: docs/decisions/0006).
+* ``suffix`` (TIGER, Rajput et al. 2023, section 3.1): one more level for all items, so that every SID has the same
+  length. Two departures. It has spare codes, so that tomorrow's collisions need no new token. And inside a bucket it
+  counts from the most popular train item down: "suffix 0" then means "the one most people took" under every prefix,
+  which a model learns once instead of per bucket (docs/decisions/0006).
+* ``reassign``: no new level. The most popular item of a bucket keeps its codes, each other one gets the nearest code of
+  the last level that no item below the same prefix has. LC-Rec's uniform semantic mapping (Zheng et al. 2024, section
+  3.1) spreads the last level by optimal transport for the same aim; this moves as few items as can be, and a move
+  touches nobody else.
+* ``share``: nothing is done.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,13 +23,17 @@ from pydantic import Field
 
 from llmrec.config import Config
 from llmrec.errors import InputError
+from llmrec.sid_vocab.quantizer import FittedQuantizer
 
 
 class CollisionConfig(Config):
     """What to do with items that the quantiser gives the same codes."""
 
-    strategy: Literal["suffix", "share"] = "suffix"
-    """``suffix`` adds a level that numbers them; ``share`` lets them have one SID (and one place in a ranking)."""
+    strategy: Literal["suffix", "reassign", "share"] = "suffix"
+    """``suffix`` adds a level that numbers them: always possible, one token more per item, and that token says nothing
+    about the item. ``reassign`` gives them free codes of the last level nearby: short and meaningful SIDs, but each
+    prefix has room for ``codebook_size`` items, new ones included. ``share`` lets them have one SID: the model cannot
+    choose among them, and a ranking puts the whole bucket on one place."""
     suffix_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Codes of the suffix level; ``auto``: the power of two that holds the biggest bucket and `spare`."""
     spare: float = Field(default=0.5, ge=0)
@@ -35,9 +45,11 @@ class ResolvedCodes:
     """Codes after the strategy."""
 
     codes: np.ndarray
-    """(n_items, num_levels) int32; distinct rows where `has_suffix`."""
+    """(n_items, num_levels) int32; distinct rows unless the strategy is ``share``."""
     codebook_sizes: tuple[int, ...]
     has_suffix: bool
+    moved: int = 0
+    """Items that have another last code than the quantiser's (``reassign``)."""
 
 
 def resolve_collisions(
@@ -45,21 +57,72 @@ def resolve_collisions(
     codebook_sizes: tuple[int, ...],
     config: CollisionConfig,
     popularity: np.ndarray | None = None,
+    *,
+    vectors: np.ndarray | None = None,
+    quantizer: FittedQuantizer | None = None,
 ) -> ResolvedCodes:
-    """Apply the strategy to (n_items, num_levels) codes; inside a bucket, suffixes count 0, 1, 2, ...
+    """Apply the strategy to (n_items, num_levels) codes.
 
     Args:
         codes: of the quantiser.
         codebook_sizes: per level.
         config: the strategy.
-        popularity: (n_items,) train counts; the suffix counts from the highest down, ties and None in row order.
+        popularity: (n_items,) train counts: suffixes count from the highest down, and the highest keeps its codes;
+            ties and None in row order.
+        vectors: (n_items, dim) what was quantised; ``reassign`` needs it to tell near codes from far ones.
+        quantizer: what quantised it; likewise.
 
     Raises:
-        InputError: `suffix_size` is smaller than the biggest bucket.
+        InputError: the codes do not suffice: `suffix_size` is smaller than the biggest bucket, or (``reassign``) a
+            prefix has more items than the last level has codes; the size that would do is named.
     """
+    order = np.arange(len(codes)) if popularity is None else np.argsort(-np.asarray(popularity), kind="stable")
     if config.strategy == "share":
         return ResolvedCodes(codes.astype(np.int32), codebook_sizes, has_suffix=False)
-    order = np.arange(len(codes)) if popularity is None else np.argsort(-np.asarray(popularity), kind="stable")
+    if config.strategy == "suffix":
+        return _with_suffix(codes, codebook_sizes, config, order)
+    if vectors is None or quantizer is None:
+        raise InputError("collisions.strategy reassign needs the vectors.", hint="use suffix or share for given SIDs")
+    return _reassigned(codes, codebook_sizes, order, vectors, quantizer)
+
+
+def number_in_bucket(codes: np.ndarray) -> np.ndarray:
+    """(n_items,) int64: how many earlier rows have the same codes."""
+    order = np.lexsort(codes.T[::-1])  # stable: equal rows stay in row order
+    new = np.ones(len(codes), bool)
+    new[1:] = np.any(np.diff(codes[order], axis=0), axis=1)
+    positions = np.arange(len(codes))
+    numbers = np.empty(len(codes), np.int64)
+    numbers[order] = positions - np.maximum.accumulate(np.where(new, positions, 0))
+    return numbers
+
+
+def group_rows(codes: np.ndarray) -> list[np.ndarray]:
+    """Rows by equal codes (n, k), k may be 0: arrays of row numbers, ascending inside a group."""
+    if not codes.shape[1]:
+        return [np.arange(len(codes))] if len(codes) else []
+    order = np.lexsort(codes.T[::-1])
+    starts = np.flatnonzero(np.any(np.diff(codes[order], axis=0), axis=1)) + 1
+    return np.split(order, starts) if len(codes) else []
+
+
+def last_level_errors(
+    vectors: np.ndarray, prefix: Sequence[int] | np.ndarray, size: int, quantizer: FittedQuantizer
+) -> np.ndarray:
+    """(n, size) squared distance of each of (n, dim) `vectors` to `prefix` completed by each code of the last level."""
+    candidates = np.empty((size, len(prefix) + 1), np.int32)
+    candidates[:, :-1] = prefix
+    candidates[:, -1] = np.arange(size)
+    rebuilt = quantizer.reconstruct(candidates).astype(np.float64)
+    given = vectors.astype(np.float64)
+    crossed = given @ rebuilt.T
+    errors: np.ndarray = np.square(given).sum(axis=1)[:, None] - 2 * crossed + np.square(rebuilt).sum(axis=1)
+    return errors
+
+
+def _with_suffix(
+    codes: np.ndarray, codebook_sizes: tuple[int, ...], config: CollisionConfig, order: np.ndarray
+) -> ResolvedCodes:
     suffix = np.empty(len(codes), np.int64)
     suffix[order] = number_in_bucket(codes[order])
     biggest = int(suffix.max()) + 1
@@ -76,12 +139,40 @@ def resolve_collisions(
     return ResolvedCodes(together, (*codebook_sizes, size), has_suffix=True)
 
 
-def number_in_bucket(codes: np.ndarray) -> np.ndarray:
-    """(n_items,) int64: how many earlier rows have the same codes."""
-    order = np.lexsort(codes.T[::-1])  # stable: equal rows stay in row order
-    new = np.ones(len(codes), bool)
-    new[1:] = np.any(np.diff(codes[order], axis=0), axis=1)
-    positions = np.arange(len(codes))
-    numbers = np.empty(len(codes), np.int64)
-    numbers[order] = positions - np.maximum.accumulate(np.where(new, positions, 0))
-    return numbers
+def _reassigned(
+    codes: np.ndarray,
+    codebook_sizes: tuple[int, ...],
+    order: np.ndarray,
+    vectors: np.ndarray,
+    quantizer: FittedQuantizer,
+) -> ResolvedCodes:
+    # 1. Does every prefix have room? The levels before the last do not depend on its size, so the answer is exact.
+    size = codebook_sizes[-1]
+    ranked = codes[order]
+    groups = group_rows(ranked[:, :-1])
+    crowded = max(map(len, groups))
+    if crowded > size:
+        too_full = sum(len(rows) > size for rows in groups)
+        raise InputError(
+            f"{too_full} of {len(groups)} prefixes have more items (up to {crowded}) than the last level has codes "
+            f"({size}), so that {len(codes)} items cannot get {len(codes)} SIDs by collisions.strategy reassign.",
+            hint=f"set codebook_size to {[*codebook_sizes[:-1], crowded]}, with room for new items to more; "
+            "or add a level; or use collisions.strategy suffix",
+        )
+    # 2. The first of every bucket stays, the others take what is free below the prefix, the most popular first.
+    later = number_in_bucket(ranked) > 0
+    resolved = ranked.astype(np.int32)
+    for rows in groups:
+        movers = rows[later[rows]]
+        if not movers.size:
+            continue
+        taken = np.zeros(size, bool)
+        taken[ranked[rows, -1]] = True
+        errors = last_level_errors(vectors[order[movers]], ranked[movers[0], :-1], size, quantizer)
+        for row, error in zip(movers, errors, strict=True):
+            code = int(np.where(taken, np.inf, error).argmin())
+            taken[code] = True
+            resolved[row, -1] = code
+    result = np.empty_like(resolved)
+    result[order] = resolved
+    return ResolvedCodes(result, codebook_sizes, has_suffix=False, moved=int(later.sum()))

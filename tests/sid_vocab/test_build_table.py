@@ -142,3 +142,51 @@ def test_every_fragment_is_a_valid_config() -> None:
     for path in fragments:
         build_config(SIDConfig, parse_yaml(path.read_text(encoding="utf-8"), source=path.name), source=path.name)
         assert f"`{path.name}`" in readme
+
+
+def test_reassigned_sids_are_unique_and_the_report_counts_what_collided_before(config: SIDConfig) -> None:
+    wide = config.model_copy(
+        update={
+            "quantizer": config.quantizer.model_copy(update={"codebook_size": [6, 24]}),
+            "collisions": config.collisions.model_copy(update={"strategy": "reassign"}),
+        }
+    )
+    built = build_table(wide, IDS, TITLES)
+    table, report = built.table, built.report
+    assert (table.has_suffix, table.codebook_sizes) == (False, (6, 24))
+    assert all(len(rows) == 1 for rows in table.buckets().values())
+    assert built.vectors is not None
+    quantised = ResidualCodebooks(table.codebooks).encode(built.vectors)
+    moved = int((quantised != table.codes).any(axis=1).sum())
+    assert moved == 60 - report.distinct > 0
+    assert report.notes == (f"{moved} of 60 items were moved to the nearest free code of the last level",)
+    assert report.largest_bucket > 1
+    assert report.collision_rate > 0
+
+
+def test_reassign_names_the_size_that_would_do(config: SIDConfig) -> None:
+    small = config.model_copy(update={"collisions": config.collisions.model_copy(update={"strategy": "reassign"})})
+    with pytest.raises(InputError, match="60 items cannot get 60 SIDs") as caught:
+        build_table(small, IDS, TITLES)
+    sizes = [int(number) for number in str(caught.value).split("codebook_size to [")[1].split("]")[0].split(",")]
+    roomy = small.model_copy(update={"quantizer": small.quantizer.model_copy(update={"codebook_size": sizes})})
+    assert all(len(rows) == 1 for rows in build_table(roomy, IDS, TITLES).table.buckets().values())
+
+
+def test_saved_tables_have_their_report(config: SIDConfig, tmp_path: Path) -> None:
+    built = build_table(config, IDS, TITLES)
+    built.save(tmp_path / "sid")
+    assert SIDTable.load(tmp_path / "sid").rows_fingerprint == built.table.rows_fingerprint
+    assert json.loads((tmp_path / "sid" / "report.json").read_text()) == built.report.as_dict()
+
+
+def test_gini_and_hourglass_by_hand() -> None:
+    # Four codes a level: the outer levels use all equally, the inner one has 7 of 8 items in one code.
+    outer = np.arange(8) % 4
+    codes = np.stack([outer, np.array([0, 0, 0, 0, 0, 0, 0, 3]), outer], axis=1)
+    report = health_report(SIDTable(tuple("abcdefgh"), codes, (4, 4, 4)), list("abcdefgh"))
+    even, waist, _ = report.levels
+    assert even.gini == pytest.approx(0)
+    assert waist.gini == pytest.approx(2 * (3 * 1 + 4 * 7) / (4 * 8) - 5 / 4)
+    assert report.hourglass == pytest.approx(1 - waist.entropy / 2)
+    assert health_report(SIDTable(tuple("abcdefgh"), codes[:, :2], (4, 4)), list("abcdefgh")).hourglass is None

@@ -1,4 +1,4 @@
-"""The suffix level: unique, dense, in row order, with spare codes."""
+"""Collisions: suffixes unique, dense, with spare codes; re-assignment unique and nearest; sharing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec.errors import InputError
-from llmrec.sid_vocab.collisions import CollisionConfig, number_in_bucket, resolve_collisions
+from llmrec.sid_vocab.collisions import CollisionConfig, group_rows, number_in_bucket, resolve_collisions
+from llmrec.sid_vocab.rq_kmeans import ResidualCodebooks
 
 CODES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=60)
+REASSIGN = CollisionConfig(strategy="reassign")
 
 
 @given(rows=CODES, spare=st.floats(0, 3))
@@ -37,10 +39,21 @@ def test_suffix_counts_in_row_order(rows: list[tuple[int, int]]) -> None:
         seen[row] += 1
 
 
+@given(rows=CODES, width=st.integers(0, 2))
+def test_groups_hold_every_row_once_beside_its_equals(rows: list[tuple[int, int]], width: int) -> None:
+    codes = np.array(rows)[:, :width]
+    groups = group_rows(codes)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(rows)))
+    assert len(groups) == len({tuple(row) for row in codes.tolist()})
+    for group in groups:
+        assert (codes[group] == codes[group[0]]).all()
+        assert (np.diff(group) > 0).all()
+
+
 @given(rows=CODES)
 def test_share_changes_nothing(rows: list[tuple[int, int]]) -> None:
     resolved = resolve_collisions(np.array(rows), (3, 4), CollisionConfig(strategy="share"))
-    assert (resolved.codebook_sizes, resolved.has_suffix) == ((3, 4), False)
+    assert (resolved.codebook_sizes, resolved.has_suffix, resolved.moved) == ((3, 4), False, 0)
     np.testing.assert_array_equal(resolved.codes, rows)
 
 
@@ -56,3 +69,71 @@ def test_the_suffix_counts_from_the_most_popular_item_down() -> None:
     codes = np.array([[1, 2], [0, 0], [1, 2], [1, 2]])
     resolved = resolve_collisions(codes, (3, 4), CollisionConfig(), np.array([5, 1, 9, 5]))
     assert resolved.codes[:, 2].tolist() == [1, 0, 0, 2]
+
+
+# -- re-assignment -----------------------------------------------------------------------------------------------------
+
+
+def crowded(seed: int, num_items: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, ResidualCodebooks]:
+    """Vectors around a few codes, so that many collide; and their codes."""
+    rng = np.random.default_rng(seed)
+    fitted = ResidualCodebooks(tuple(rng.normal(size=(size, 5)).astype(np.float32) for size in sizes))
+    vectors = rng.normal(size=(3, 5))[rng.integers(0, 3, num_items)] + 0.05 * rng.normal(size=(num_items, 5))
+    return vectors, fitted.encode(vectors), fitted
+
+
+def by_hand(
+    codes: np.ndarray, size: int, popularity: np.ndarray, vectors: np.ndarray, fitted: ResidualCodebooks
+) -> np.ndarray:
+    """The rule, item by item: the most popular first, owners of a bucket stay, the rest take the nearest free code."""
+    order = sorted(range(len(codes)), key=lambda row: (-popularity[row], row))
+    owners: dict[tuple, int] = {}
+    for row in order:
+        owners.setdefault(tuple(codes[row]), row)
+    given = codes.copy()
+    taken = set(owners)
+    for row in order:
+        if owners[tuple(codes[row])] == row:
+            continue
+        prefix = tuple(codes[row][:-1])
+        free = [code for code in range(size) if (*prefix, code) not in taken]
+        candidates = np.array([(*prefix, code) for code in free])
+        nearest = free[int(np.square(vectors[row] - fitted.reconstruct(candidates)).sum(axis=1).argmin())]
+        given[row, -1] = nearest
+        taken.add((*prefix, nearest))
+    return given
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    num_items=st.integers(1, 24),
+    sizes=st.sampled_from([(24,), (3, 24), (2, 3, 25)]),
+)
+def test_reassigned_items_take_the_nearest_free_code(seed: int, num_items: int, sizes: tuple[int, ...]) -> None:
+    vectors, codes, fitted = crowded(seed, num_items, sizes)
+    popularity = np.random.default_rng(seed).integers(0, 5, num_items)
+    resolved = resolve_collisions(codes, sizes, REASSIGN, popularity, vectors=vectors, quantizer=fitted)
+    assert (resolved.codebook_sizes, resolved.has_suffix) == (sizes, False)
+    assert len(set(map(tuple, resolved.codes.tolist()))) == num_items
+    assert resolved.moved == num_items - len(set(map(tuple, codes.tolist())))
+    assert int((resolved.codes != codes).any(axis=1).sum()) == resolved.moved
+    np.testing.assert_array_equal(resolved.codes, by_hand(codes, sizes[-1], popularity, vectors, fitted))
+
+
+def test_too_few_codes_for_the_catalogue_name_the_size_that_does() -> None:
+    vectors, codes, fitted = crowded(3, 30, (2, 6))
+    needed = int(np.bincount(codes[:, 0]).max())
+    assert needed > 6
+    with pytest.raises(InputError, match=r"30 items cannot get 30 SIDs") as caught:
+        resolve_collisions(codes, (2, 6), REASSIGN, vectors=vectors, quantizer=fitted)
+    assert f"set codebook_size to [2, {needed}]" in str(caught.value)
+    # With that size it works: the first level, and with it every prefix, stays as it is.
+    more = np.random.default_rng(1).normal(size=(needed, 5)).astype(np.float32)
+    wider = ResidualCodebooks((fitted.codebooks[0], more))
+    again = resolve_collisions(wider.encode(vectors), (2, needed), REASSIGN, vectors=vectors, quantizer=wider)
+    assert len(set(map(tuple, again.codes.tolist()))) == 30
+
+
+def test_reassign_needs_vectors() -> None:
+    with pytest.raises(InputError, match="needs the vectors"):
+        resolve_collisions(np.array([[0, 1]]), (3, 4), REASSIGN)
