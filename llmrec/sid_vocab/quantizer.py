@@ -1,7 +1,7 @@
 """The quantiser seam: what turns item vectors into codes, and the visible list of the built-in ones.
 
 A new quantiser is one file with a config (its ``name`` a Literal) and a class that satisfies `Quantizer`, an entry in
-`QUANTIZERS` and in `AnyQuantizerConfig`, and a test that subclasses `llmrec.testing.quantizer_conformance`.
+`QUANTIZERS` and in `QuantizerConfig`, and a test that subclasses `llmrec.testing.quantizer_conformance`.
 
 A catalogue is coded by `FittedQuantizer.encode_jointly`, an item that comes later by `FittedQuantizer.encode`. Where
 codebooks alone do not say how to encode (prices, network weights), the rest is in `FittedQuantizer.state`, which
@@ -17,7 +17,10 @@ import numpy as np
 from pydantic import Discriminator, Tag
 
 from llmrec.sid_vocab.balanced import BalancedRQKMeans, BalancedRQKMeansConfig
+from llmrec.sid_vocab.fsq import FSQ, FSQConfig
+from llmrec.sid_vocab.product import ProductConfig, ProductQuantizer
 from llmrec.sid_vocab.rq_kmeans import RQKMeans, RQKMeansConfig
+from llmrec.sid_vocab.rq_opq import RQOPQ, RQOPQConfig
 from llmrec.sid_vocab.sinkhorn import SinkhornRQKMeans, SinkhornRQKMeansConfig
 
 
@@ -67,25 +70,30 @@ def _name(config: Any) -> str | None:
     return config.get("name", "rq-kmeans") if isinstance(config, Mapping) else getattr(config, "name", None)
 
 
-AnyQuantizerConfig = Annotated[
+QuantizerConfig = Annotated[
     Annotated[RQKMeansConfig, Tag("rq-kmeans")]
     | Annotated[BalancedRQKMeansConfig, Tag("balanced-rq-kmeans")]
-    | Annotated[SinkhornRQKMeansConfig, Tag("sinkhorn-rq-kmeans")],
+    | Annotated[SinkhornRQKMeansConfig, Tag("sinkhorn-rq-kmeans")]
+    | Annotated[ProductConfig, Tag("pq")]
+    | Annotated[ProductConfig, Tag("opq")]
+    | Annotated[RQOPQConfig, Tag("rq-opq")]
+    | Annotated[FSQConfig, Tag("fsq")],
     Discriminator(_name),
 ]
-"""The configs of all built-in quantisers, told apart by ``name``; RQ-KMeans where none is given."""
-
-QuantizerConfig = RQKMeansConfig
-"""The config of the default quantiser."""
+"""The configs of all built-in quantisers, told apart by ``name``; a mapping without one is RQ-KMeans's."""
 
 QUANTIZERS: dict[str, Callable[[Any], Quantizer]] = {
     "rq-kmeans": RQKMeans,
     "balanced-rq-kmeans": BalancedRQKMeans,
     "sinkhorn-rq-kmeans": SinkhornRQKMeans,
+    "pq": ProductQuantizer,
+    "opq": ProductQuantizer,
+    "rq-opq": RQOPQ,
+    "fsq": FSQ,
 }
 """Built-in quantisers by name."""
 
 
-def make_quantizer(config: AnyQuantizerConfig) -> Quantizer:
+def make_quantizer(config: QuantizerConfig) -> Quantizer:
     """The quantiser that `config` describes."""
     return QUANTIZERS[config.name](config)

@@ -12,14 +12,14 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from llmrec.errors import InputError, MismatchError
-from llmrec.sid_vocab.quantizer import AnyQuantizerConfig, FittedQuantizer, make_quantizer
+from llmrec.sid_vocab.quantizer import FittedQuantizer, QuantizerConfig, make_quantizer
 from llmrec.sid_vocab.table import SIDTable
 
 FILE = "codebooks/quantizer.safetensors"
 _COPY_AGAIN = "copy the folder again as a whole, or fit the table anew"
 
 
-def save_quantizer(folder: Path, config: AnyQuantizerConfig, fitted: FittedQuantizer) -> None:
+def save_quantizer(folder: Path, config: QuantizerConfig, fitted: FittedQuantizer) -> None:
     """Write ``codebooks/quantizer.safetensors`` into `folder` (made if missing)."""
     from safetensors.numpy import save_file
 
@@ -43,7 +43,7 @@ def load_quantizer(folder: Path, table: SIDTable) -> FittedQuantizer:
         raise InputError(f"{folder} holds no quantiser ({FILE} is missing).", hint=_COPY_AGAIN)
     try:
         with safe_open(path, framework="numpy") as file:
-            config = TypeAdapter(AnyQuantizerConfig).validate_json((file.metadata() or {}).get("config", ""))
+            config = TypeAdapter(QuantizerConfig).validate_json((file.metadata() or {}).get("config", ""))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, ValidationError) as error:
         raise InputError(f"{path} cannot be read: {error}", hint=_COPY_AGAIN) from error

@@ -11,7 +11,7 @@ from llmrec.config import build_config
 from llmrec.errors import ConfigError, InputError
 from llmrec.sid_vocab.balanced import BalancedRQKMeans, BalancedRQKMeansConfig
 from llmrec.sid_vocab.capacity import cap_of, cluster_means, settle, training_rows
-from llmrec.sid_vocab.quantizer import AnyQuantizerConfig, Quantizer, make_quantizer
+from llmrec.sid_vocab.quantizer import Quantizer, QuantizerConfig, make_quantizer
 from llmrec.sid_vocab.rq_kmeans import RQKMeansConfig, nearest
 from llmrec.sid_vocab.sinkhorn import SinkhornRQKMeansConfig
 from llmrec.testing.quantizer_conformance import QuantizerConformance
@@ -49,7 +49,7 @@ def shapes() -> dict[str, int]:
 
 
 @pytest.mark.parametrize("config", [BalancedRQKMeansConfig(**shapes()), SinkhornRQKMeansConfig(**shapes())])
-def test_skewed_data_fill_all_codes_and_collide_less(config: AnyQuantizerConfig) -> None:
+def test_skewed_data_fill_all_codes_and_collide_less(config: QuantizerConfig) -> None:
     vectors = skewed()
     plain = make_quantizer(RQKMeansConfig(**shapes())).fit(vectors).encode(vectors)
     codes = make_quantizer(config).fit(vectors).encode_jointly(vectors)

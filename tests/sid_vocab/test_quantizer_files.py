@@ -10,12 +10,14 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from llmrec.errors import InputError, MismatchError
-from llmrec.sid_vocab.quantizer import QUANTIZERS, AnyQuantizerConfig, FittedQuantizer, make_quantizer
+from llmrec.sid_vocab.quantizer import QUANTIZERS, FittedQuantizer, QuantizerConfig, make_quantizer
 from llmrec.sid_vocab.quantizer_files import FILE, load_quantizer, save_quantizer
 from llmrec.sid_vocab.rq_kmeans import RQKMeansConfig
 from llmrec.sid_vocab.table import SIDTable
 
-SMALL: dict[str, dict[str, object]] = {name: {"num_levels": 3, "codebook_size": 8} for name in QUANTIZERS}
+SMALL: dict[str, dict[str, object]] = {name: {"num_levels": 3, "codebook_size": 8} for name in QUANTIZERS} | {
+    "fsq": {"num_levels": 2, "grid": [4, 2]},
+}
 
 
 def vectors(seed: int = 0) -> np.ndarray:
@@ -23,8 +25,8 @@ def vectors(seed: int = 0) -> np.ndarray:
     return (rng.normal(size=(6, 12))[np.arange(90) % 6] + 0.3 * rng.normal(size=(90, 12))).astype(np.float32)
 
 
-def config_of(name: str) -> AnyQuantizerConfig:
-    return TypeAdapter(AnyQuantizerConfig).validate_python({"name": name, **SMALL[name]})
+def config_of(name: str) -> QuantizerConfig:
+    return TypeAdapter(QuantizerConfig).validate_python({"name": name, **SMALL[name]})
 
 
 def table_of(fitted: FittedQuantizer) -> SIDTable:
@@ -54,14 +56,14 @@ def test_a_saved_quantizer_encodes_new_items_alike(name: str, tmp_path: Path) ->
 
 
 def test_every_built_in_is_in_the_union_and_has_its_name() -> None:
-    union = typing.get_args(typing.get_args(AnyQuantizerConfig)[0])
+    union = typing.get_args(typing.get_args(QuantizerConfig)[0])
     names = {
         name for tagged in union for name in typing.get_args(typing.get_args(tagged)[0].model_fields["name"].annotation)
     }
     assert names == set(QUANTIZERS)
-    assert TypeAdapter(AnyQuantizerConfig).validate_python({"codebook_size": 4}) == RQKMeansConfig(codebook_size=4)
+    assert TypeAdapter(QuantizerConfig).validate_python({"codebook_size": 4}) == RQKMeansConfig(codebook_size=4)
     with pytest.raises(ValidationError, match="balanced-rq-kmeans"):
-        TypeAdapter(AnyQuantizerConfig).validate_python({"name": "rq-kmean"})
+        TypeAdapter(QuantizerConfig).validate_python({"name": "rq-kmean"})
 
 
 def test_damaged_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
