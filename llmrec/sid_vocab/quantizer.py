@@ -21,6 +21,7 @@ from llmrec.sid_vocab.fsq import FSQ, FSQConfig
 from llmrec.sid_vocab.product import ProductConfig, ProductQuantizer
 from llmrec.sid_vocab.rq_kmeans import RQKMeans, RQKMeansConfig
 from llmrec.sid_vocab.rq_opq import RQOPQ, RQOPQConfig
+from llmrec.sid_vocab.rq_vae import RQVAE, RQVAEConfig
 from llmrec.sid_vocab.sinkhorn import SinkhornRQKMeans, SinkhornRQKMeansConfig
 
 
@@ -77,7 +78,8 @@ QuantizerConfig = Annotated[
     | Annotated[ProductConfig, Tag("pq")]
     | Annotated[ProductConfig, Tag("opq")]
     | Annotated[RQOPQConfig, Tag("rq-opq")]
-    | Annotated[FSQConfig, Tag("fsq")],
+    | Annotated[FSQConfig, Tag("fsq")]
+    | Annotated[RQVAEConfig, Tag("rq-vae")],
     Discriminator(_name),
 ]
 """The configs of all built-in quantisers, told apart by ``name``; a mapping without one is RQ-KMeans's."""
@@ -90,6 +92,7 @@ QUANTIZERS: dict[str, Callable[[Any], Quantizer]] = {
     "opq": ProductQuantizer,
     "rq-opq": RQOPQ,
     "fsq": FSQ,
+    "rq-vae": RQVAE,
 }
 """Built-in quantisers by name."""
 

@@ -80,12 +80,7 @@ class ResidualCodebooks:
             InputError: vectors of another width than the codebooks'.
         """
         require_width(vectors, self.codebooks[0].shape[1])
-        codes = np.empty((len(vectors), len(self.codebooks)), np.int32)
-        residual = vectors.astype(np.float64)
-        for level, book in enumerate(self.codebooks):
-            codes[:, level] = nearest(residual, book)
-            residual -= book[codes[:, level]]
-        return codes
+        return greedy_codes(vectors, self.codebooks)
 
     def encode_jointly(self, vectors: np.ndarray) -> np.ndarray:
         """The same as `encode`: no row minds the others."""
@@ -130,6 +125,16 @@ class RQKMeans:
     def restore(self, state: Mapping[str, np.ndarray]) -> ResidualCodebooks:
         """The fitted quantiser whose `state` this is."""
         return ResidualCodebooks(numbered(state, "codebook", self.config.num_levels))
+
+
+def greedy_codes(vectors: np.ndarray, books: Sequence[np.ndarray]) -> np.ndarray:
+    """(n, num_levels) int32 codes of (n, dim) vectors: level by level the nearest to what is left."""
+    codes = np.empty((len(vectors), len(books)), np.int32)
+    residual = vectors.astype(np.float64)
+    for level, book in enumerate(books):
+        codes[:, level] = nearest(residual, book)
+        residual -= book[codes[:, level]]
+    return codes
 
 
 def residual_levels(vectors: np.ndarray, sizes: Sequence[int], iterations: int, seed: int) -> tuple[np.ndarray, ...]:

