@@ -11,11 +11,12 @@ codebooks alone do not say how to encode (prices, network weights), the rest is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, get_args
 
 import numpy as np
-from pydantic import Discriminator, Tag
+from pydantic import BeforeValidator
 
+from llmrec.config import Config
 from llmrec.sid_vocab.balanced import BalancedRQKMeans, BalancedRQKMeansConfig
 from llmrec.sid_vocab.fsq import FSQ, FSQConfig
 from llmrec.sid_vocab.product import ProductConfig, ProductQuantizer
@@ -66,22 +67,33 @@ class Quantizer(Protocol):
         ...
 
 
-def _name(config: Any) -> str | None:
-    """What a mapping or a config says its quantiser is called; RQ-KMeans where it does not say."""
-    return config.get("name", "rq-kmeans") if isinstance(config, Mapping) else getattr(config, "name", None)
+_Config = (
+    RQKMeansConfig
+    | BalancedRQKMeansConfig
+    | SinkhornRQKMeansConfig
+    | ProductConfig
+    | RQOPQConfig
+    | FSQConfig
+    | RQVAEConfig
+)
+_CONFIG_OF: dict[str, type[Config]] = {
+    name: config for config in get_args(_Config) for name in get_args(config.model_fields["name"].annotation)
+}
 
 
-QuantizerConfig = Annotated[
-    Annotated[RQKMeansConfig, Tag("rq-kmeans")]
-    | Annotated[BalancedRQKMeansConfig, Tag("balanced-rq-kmeans")]
-    | Annotated[SinkhornRQKMeansConfig, Tag("sinkhorn-rq-kmeans")]
-    | Annotated[ProductConfig, Tag("pq")]
-    | Annotated[ProductConfig, Tag("opq")]
-    | Annotated[RQOPQConfig, Tag("rq-opq")]
-    | Annotated[FSQConfig, Tag("fsq")]
-    | Annotated[RQVAEConfig, Tag("rq-vae")],
-    Discriminator(_name),
-]
+def _by_name(given: Any) -> Any:
+    """Validate a mapping as the config that its ``name`` says, so that errors are about that one alone."""
+    if isinstance(given, get_args(_Config)):
+        return given
+    if not isinstance(given, Mapping):
+        raise ValueError(f"a quantizer is a group of settings, not {given!r}")
+    name = given.get("name", "rq-kmeans")
+    if name not in _CONFIG_OF:
+        raise ValueError(f"no quantizer is called {name!r}; there are {', '.join(_CONFIG_OF)}")
+    return _CONFIG_OF[name].model_validate(given)
+
+
+QuantizerConfig = Annotated[_Config, BeforeValidator(_by_name)]
 """The configs of all built-in quantisers, told apart by ``name``; a mapping without one is RQ-KMeans's."""
 
 QUANTIZERS: dict[str, Callable[[Any], Quantizer]] = {

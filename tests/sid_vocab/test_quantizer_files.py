@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
-from llmrec.errors import InputError, MismatchError
+from llmrec.config import Config, build_config
+from llmrec.errors import ConfigError, InputError, MismatchError
 from llmrec.sid_vocab.quantizer import QUANTIZERS, FittedQuantizer, QuantizerConfig, make_quantizer
 from llmrec.sid_vocab.quantizer_files import FILE, load_quantizer, save_quantizer
 from llmrec.sid_vocab.rq_kmeans import RQKMeansConfig
@@ -56,15 +56,30 @@ def test_a_saved_quantizer_encodes_new_items_alike(name: str, tmp_path: Path) ->
     assert config.codebook_sizes == tuple(len(book) for book in fitted.codebooks)
 
 
-def test_every_built_in_is_in_the_union_and_has_its_name() -> None:
-    union = typing.get_args(typing.get_args(QuantizerConfig)[0])
-    names = {
-        name for tagged in union for name in typing.get_args(typing.get_args(tagged)[0].model_fields["name"].annotation)
-    }
-    assert names == set(QUANTIZERS)
+def test_every_built_in_has_a_config_and_the_name_tells_which() -> None:
+    assert {config_of(name).name for name in QUANTIZERS} == set(QUANTIZERS)
     assert TypeAdapter(QuantizerConfig).validate_python({"codebook_size": 4}) == RQKMeansConfig(codebook_size=4)
-    with pytest.raises(ValidationError, match="balanced-rq-kmeans"):
-        TypeAdapter(QuantizerConfig).validate_python({"name": "rq-kmean"})
+
+
+class Recipe(Config):
+    quantizer: QuantizerConfig = Field(default_factory=RQKMeansConfig)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "rq-kmean"}, "quantizer: no quantizer is called 'rq-kmean'; there are rq-kmeans, balanced-rq-kmeans"),
+        (7, "quantizer: a quantizer is a group of settings, not 7"),
+        ({"codebook_sise": 8}, "quantizer.codebook_sise: unknown key; did you mean 'codebook_size'"),
+        ({"name": "fsq", "grid": [1]}, "quantizer.grid.0: input should be greater than or equal to 2"),
+        ({"name": "opq", "product_levels": 2}, "quantizer.product_levels: unknown key"),
+    ],
+)
+def test_mistakes_in_a_recipe_name_the_key_alone(given: object, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(Recipe, {"quantizer": given}, source="recipe")
+    assert message in str(caught.value)
+    assert "1 problem:" in str(caught.value)
 
 
 def test_damaged_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
