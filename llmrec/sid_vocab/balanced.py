@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from llmrec.sid_vocab.capacity import BalancedCodebooks, cap_of, cluster_means, settle, training_rows
+from llmrec.sid_vocab.capacity import BalancedCodebooks, cap_of, cluster_means, settle
 from llmrec.sid_vocab.rq_kmeans import (
     LevelsConfig,
     kmeans,
@@ -31,6 +31,7 @@ from llmrec.sid_vocab.rq_kmeans import (
     numbered,
     require_enough,
     require_rest,
+    training_rows,
 )
 
 

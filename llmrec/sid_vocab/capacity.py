@@ -139,13 +139,6 @@ def cluster_means(vectors: np.ndarray, codes: np.ndarray, book: np.ndarray) -> n
     return means.astype(np.float32)
 
 
-def training_rows(num_items: int, size: int, seed: int) -> np.ndarray:
-    """Ascending rows of a sample of at most 256 per code, as faiss takes."""
-    if num_items <= 256 * size:
-        return np.arange(num_items)
-    return np.sort(np.random.default_rng(seed).choice(num_items, 256 * size, replace=False))
-
-
 def _half_distances(vectors: np.ndarray, book: np.ndarray, prices: np.ndarray | None) -> np.ndarray:
     """(n, size) float32 half squared distances plus prices."""
     centroids = book.astype(np.float64)

@@ -130,10 +130,12 @@ class RQKMeans:
 def greedy_codes(vectors: np.ndarray, books: Sequence[np.ndarray]) -> np.ndarray:
     """(n, num_levels) int32 codes of (n, dim) vectors: level by level the nearest to what is left."""
     codes = np.empty((len(vectors), len(books)), np.int32)
-    residual = vectors.astype(np.float64)
-    for level, book in enumerate(books):
-        codes[:, level] = nearest(residual, book)
-        residual -= book[codes[:, level]]
+    for start in range(0, len(vectors), _ENCODE_ROWS):  # so that a million vectors are never copied at once
+        rows = slice(start, start + _ENCODE_ROWS)
+        residual = vectors[rows].astype(np.float64)
+        for level, book in enumerate(books):
+            codes[rows, level] = nearest(residual, book)
+            residual -= book[codes[rows, level]]
     return codes
 
 
@@ -143,7 +145,7 @@ def residual_levels(vectors: np.ndarray, sizes: Sequence[int], iterations: int, 
     Raises:
         InputError: nothing is left to cluster at a later level.
     """
-    residual = vectors.astype(np.float64)
+    residual = vectors[training_rows(len(vectors), max(sizes), seed)].astype(np.float64)
     energy = mean_energy(residual)
     books: list[np.ndarray] = []
     for level, size in enumerate(sizes):
@@ -165,6 +167,13 @@ def kmeans(vectors: np.ndarray, size: int, iterations: int, seed: int, start: np
             init_centroids=None if start is None else np.ascontiguousarray(start, np.float32),
         )
     return np.array(clustering.centroids, np.float32).reshape(size, -1)
+
+
+def training_rows(num_items: int, size: int, seed: int) -> np.ndarray:
+    """Ascending rows of a sample of at most 256 per code, as faiss takes."""
+    if num_items <= 256 * size:
+        return np.arange(num_items)
+    return np.sort(np.random.default_rng(seed).choice(num_items, 256 * size, replace=False))
 
 
 def nearest(vectors: np.ndarray, book: np.ndarray, prices: np.ndarray | None = None) -> np.ndarray:
@@ -201,16 +210,20 @@ def require_rest(residual: np.ndarray, energy: float, done: Sequence[int]) -> No
 def require_enough(vectors: np.ndarray, sizes: Sequence[int]) -> None:
     """Raise unless (n, dim) `vectors` are usable and at least as many different ones as the largest of `sizes`."""
     require_vectors(vectors)
-    different = len({row.tobytes() for row in np.ascontiguousarray(vectors)})
+    seen: set[bytes] = set()
+    for row in vectors:
+        seen.add(row.tobytes())
+        if len(seen) >= max(2, *sizes):
+            return
+    different = len(seen)
     if different == 1 and len(vectors) > 1:
         raise InputError(
             f"All {len(vectors)} vectors are the same.", hint="check the text fields or the file they come from"
         )
-    if different < max(sizes):
-        raise InputError(
-            f"{len(vectors)} items ({different} different vectors) cannot fill a codebook of {max(sizes)} codes.",
-            hint=f"set codebook_size to at most {max(2, different // 4)}",
-        )
+    raise InputError(
+        f"{len(vectors)} items ({different} different vectors) cannot fill a codebook of {max(sizes)} codes.",
+        hint=f"set codebook_size to at most {max(2, different // 4)}",
+    )
 
 
 def require_width(vectors: np.ndarray, dim: int) -> None:
