@@ -108,7 +108,7 @@ def _draw_bars(axes: Any, lifts: list[Mapping[str, Any]]) -> None:
             times(lift["lift"]), (place, lift["lift"]), xytext=(0, 3), textcoords="offset points", ha="center",
             color=_TEXT,
         )  # fmt: skip
-    axes.set(xlabel="levels of the prefix")
+    axes.set(xlabel="levels of the prefix", xlim=(-0.6, max(2, len(shown)) - 0.4))
     axes.margins(y=0.15)
     axes.set_title("prefix lift (1 = chance)", fontsize=10.5, color=_TEXT, loc="left")
     axes.grid(axis="y", color=_GRID)
