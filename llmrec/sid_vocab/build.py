@@ -15,7 +15,8 @@ from llmrec.data.dataset import Dataset
 from llmrec.sid_vocab.collisions import CollisionConfig, resolve_collisions
 from llmrec.sid_vocab.embeddings import EmbeddingConfig, embed_items
 from llmrec.sid_vocab.index_json import IndexConfig, read_index_json
-from llmrec.sid_vocab.quantizer import QuantizerConfig, make_quantizer
+from llmrec.sid_vocab.quantizer import FittedQuantizer, QuantizerConfig, make_quantizer
+from llmrec.sid_vocab.quantizer_files import save_quantizer
 from llmrec.sid_vocab.report import HealthReport, health_report
 from llmrec.sid_vocab.rq_kmeans import RQKMeansConfig
 from llmrec.sid_vocab.table import SIDTable
@@ -44,10 +45,15 @@ class BuiltTable:
     report: HealthReport
     vectors: np.ndarray | None
     """(n_items, dim) float32 what was quantised, in the order of the table's rows; None for SIDs from a file."""
+    config: SIDConfig
+    fitted: FittedQuantizer | None = None
+    """What quantised the vectors; None for SIDs from a file."""
 
     def save(self, folder: Path) -> None:
-        """Write the table and ``report.json`` into `folder`."""
+        """Write the table, what encodes new items, and ``report.json`` into `folder`."""
         self.table.save(folder)
+        if self.fitted is not None:
+            save_quantizer(folder, self.config.quantizer, self.fitted)
         (folder / "report.json").write_text(json.dumps(self.report.as_dict(), indent=2) + "\n", encoding="utf-8")
 
 
@@ -84,11 +90,12 @@ def build_table(
             codebook_sizes=given.codebook_sizes,
             has_suffix=config.index.has_suffix,
         )
-        return BuiltTable(table, health_report(table, titles, notes=given.notes), None)
+        report = health_report(table, titles, popularity=popularity, notes=given.notes)
+        return BuiltTable(table, report, None, config)
 
     embedded = embed_items(config.embeddings, item_ids, texts, behaviour)
     fitted = make_quantizer(config.quantizer).fit(embedded.vectors)
-    quantised = fitted.encode(embedded.vectors)
+    quantised = fitted.encode_jointly(embedded.vectors)
     resolved = resolve_collisions(
         quantised,
         tuple(len(book) for book in fitted.codebooks),
@@ -114,7 +121,7 @@ def build_table(
         popularity=popularity,
         notes=(*embedded.notes, *((moved,) if resolved.moved else ())),
     )
-    return BuiltTable(table, report, embedded.vectors)
+    return BuiltTable(table, report, embedded.vectors, config, fitted)
 
 
 def build_table_of(config: SIDConfig, dataset: Dataset) -> BuiltTable:
