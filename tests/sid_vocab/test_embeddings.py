@@ -1,20 +1,20 @@
-"""Item vectors: text encoder, files, fusion with behaviour, and all problems of bad input at once."""
+"""Item vectors: sentence encoder, files, fusion, new items, and all problems of bad input at once."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llmrec.config import build_config
 from llmrec.errors import ConfigError, DataError, InputError
-from llmrec.sid_vocab.embeddings import EmbeddingConfig, embed_items, embed_texts, fuse
-from llmrec.sid_vocab.vectors import normalise
+from llmrec.sid_vocab.embeddings import EmbeddingConfig, embed_items, embed_new_items
+from llmrec.sid_vocab.text_encoder import SentenceEncoder
+from llmrec.sid_vocab.text_vectors import embed_texts
 from llmrec.testing.worlds import tiny_items, tiny_tokenizer
 
 IDS = [f"i{row}" for row in range(6)]
@@ -40,32 +40,34 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_texts_keep_their_order_and_batches_do_not_matter(encoder: str) -> None:
     texts = [*TITLES, TITLES[3]]
     ids = [str(row) for row in range(len(texts))]
-    vectors = embed_texts(encoder, ids, texts, batch_size=4)
+    model = SentenceEncoder(encoder)
+    vectors = embed_texts(model, ids, texts, batch_size=4).vectors
     assert vectors.shape == (21, 16)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     np.testing.assert_array_equal(vectors[3], vectors[20])
     for row in (0, 7, 19):
-        np.testing.assert_allclose(embed_texts(encoder, ["x"], [texts[row]])[0], vectors[row], atol=1e-6)
-    np.testing.assert_array_equal(vectors, embed_texts(encoder, ids, texts, batch_size=4))
+        np.testing.assert_allclose(embed_texts(model, ["x"], [texts[row]]).vectors[0], vectors[row], atol=1e-6)
+    np.testing.assert_array_equal(vectors, embed_texts(model, ids, texts, batch_size=4).vectors)
 
 
 def test_texts_that_cannot_be_embedded(encoder: str, tmp_path: Path) -> None:
+    model = SentenceEncoder(encoder)
     with pytest.raises(DataError) as caught:
-        embed_texts(encoder, ["a", "b", "c"], ["fine", "  "])
+        embed_texts(model, ["a", "b", "c"], ["fine", "  "])
     assert len(caught.value.problems) == 2
     assert "'b'" in str(caught.value)
     with pytest.raises(DataError, match="there are none"):
-        embed_texts(encoder, [], [])
+        embed_texts(model, [], [])
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="cannot be loaded"):
-        embed_texts(str(tmp_path), ["a"], ["text"])
+        SentenceEncoder(str(tmp_path))
 
 
 @pytest.mark.assets
 def test_the_packaged_encoder_puts_like_titles_together() -> None:
     titles = [f"{kind} {number}" for kind in ("Toy Story", "Star Wars", "Cooking with fish") for number in range(16)]
-    vectors = embed_texts("asset:all-minilm-l6-v2", [str(row) for row in range(48)], titles)
+    vectors = embed_texts(SentenceEncoder("asset:all-minilm-l6-v2"), [str(row) for row in range(48)], titles).vectors
     assert vectors.shape == (48, 384)
     likeness = (vectors @ vectors.T).reshape(3, 16, 3, 16).mean(axis=(1, 3))
     assert (likeness.argmax(axis=1) == np.arange(3)).all()
@@ -151,32 +153,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             read(tmp_path / name, **more)
 
 
-@given(seed=st.integers(0, 2**32), weight=st.floats(0, 1))
-@settings(max_examples=40, deadline=None)
-def test_fusion_weighs_the_distances(seed: int, weight: float) -> None:
-    rng = np.random.default_rng(seed)
-    text, acts = rng.normal(size=(5, 7)), rng.normal(size=(5, 3))
-    fused = fuse(text, acts, weight)
-    assert fused.notes == ()
-    np.testing.assert_allclose(np.linalg.norm(fused.vectors, axis=1), 1, rtol=1e-5)
-
-    def distances(vectors: np.ndarray) -> np.ndarray:
-        return np.square(vectors[:, None] - vectors[None]).sum(axis=-1)
-
-    expected = (1 - weight) * distances(normalise(text)) + weight * distances(normalise(acts))
-    np.testing.assert_allclose(distances(fused.vectors), expected, atol=1e-5)
-
-
-def test_items_without_behaviour_keep_their_text() -> None:
-    acts = np.ones((6, 2))
-    acts[4] = 0
-    for weight in (0.3, 1.0):
-        fused = fuse(VECTORS, acts, weight)
-        np.testing.assert_allclose(fused.vectors[4], [*normalise(VECTORS)[4], 0, 0], rtol=1e-6)
-        assert fused.notes == ("1 items without train behaviour are placed by text alone",)
-    np.testing.assert_array_equal(fuse(VECTORS, acts, 1.0).vectors[0, :4], 0)
-
-
 def test_behaviour_that_cannot_be_used(tmp_path: Path) -> None:
     config = write_npy(tmp_path, VECTORS, IDS).model_copy(update={"behaviour_weight": 0.5})
     with pytest.raises(InputError, match="there are no behaviour vectors"):
@@ -194,8 +170,81 @@ def test_behaviour_that_cannot_be_used(tmp_path: Path) -> None:
         ({"path": "x.npy", "ids": "ids.txt"}, "set source: file"),
         ({"source": "file", "path": "x.npy"}, "name a file with them in ids"),
         ({"behaviour_weight": 1.5}, "less than or equal to 1"),
+        ({"fusion": "none", "behaviour_weight": 0.5}, "set fusion: concat"),
+        ({"fusion": "mix"}, "concat"),
+        ({"align": {"epoch": 3}}, "epochs"),
+        ({"behaviour": "sasrec", "behaviour_size": 9}, "must be even"),
     ],
 )
 def test_config_errors(values: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         build_config(EmbeddingConfig, values, source="recipe")
+
+
+def test_a_sentence_encoder_is_named_by_its_content(encoder: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(encoder, copy)
+    assert SentenceEncoder(str(copy)).identity() == SentenceEncoder(encoder).identity()
+    described = copy / "config_sentence_transformers.json"
+    described.write_text(described.read_text() + " ")
+    assert SentenceEncoder(str(copy)).identity() != SentenceEncoder(encoder).identity()
+
+
+def test_vectors_of_an_item_list_that_changed_are_refused(tmp_path: Path) -> None:
+    config = write_npy(tmp_path, VECTORS, IDS)
+    with pytest.raises(DataError, match="1 of 6 catalogue items have no vector, first: 'i6'"):
+        embed_items(config, [*IDS[1:], "i6"], [""] * 6)
+
+
+def test_constant_columns_are_refused(tmp_path: Path) -> None:
+    vectors = np.hstack([VECTORS, np.full((6, 1), 2.0), np.zeros((6, 1))])
+    config = write_npy(tmp_path, vectors, IDS)
+    with pytest.raises(DataError, match="2 of 6 columns are the same for all 6 items: 4, 5"):
+        embed_items(config, IDS, [""] * 6)
+    assert embed_items(config, IDS[:1], [""]).vectors.shape == (1, 6)  # one item: nothing to compare
+
+
+def test_fusions_by_config(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ids = [f"i{row}" for row in range(50)]
+    vectors, acts = rng.normal(size=(50, 4)).astype(np.float32), rng.normal(size=(50, 3)).astype(np.float32)
+    acts[3] = 0
+    plain = write_npy(tmp_path, vectors, ids)
+
+    def config(**values: object) -> EmbeddingConfig:
+        return EmbeddingConfig(**{**plain.model_dump(), **values})
+
+    none = embed_items(config(fusion="none"), ids, [""] * 50, acts)
+    np.testing.assert_array_equal(none.vectors, vectors)
+    joined = embed_items(config(behaviour_weight=0.5), ids, [""] * 50, acts)
+    assert (joined.vectors.shape, joined.head) == ((50, 7), None)
+    aligned = embed_items(config(fusion="align", align={"epochs": 2}), ids, [""] * 50, acts)
+    assert aligned.head is not None
+    assert aligned.vectors.shape == (50, 4)
+    assert [note.split(" (")[0] for note in aligned.notes][1:] == [
+        "1 items without train behaviour are placed by text alone"
+    ]
+    with pytest.raises(InputError, match=r"fusion is 'align'.*there are no behaviour vectors"):
+        embed_items(config(fusion="align"), ids, [""] * 50)
+
+
+def test_new_items_come_where_old_ones_without_behaviour_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ids = [f"i{row}" for row in range(50)]
+    acts = rng.normal(size=(50, 3)).astype(np.float32)
+    acts[3] = 0
+    plain = write_npy(tmp_path, rng.normal(size=(50, 4)).astype(np.float32), ids)
+    for values in ({"fusion": "none"}, {"behaviour_weight": 0.5}, {"fusion": "align", "behaviour_weight": 0.5}):
+        config = EmbeddingConfig(**{**plain.model_dump(), **values})
+        old = embed_items(config, ids, [""] * 50, acts)
+        dim = old.vectors.shape[1]
+        new = embed_new_items(config, ["i3"], [""], dim, old.head)
+        np.testing.assert_allclose(new.vectors[0], old.vectors[3], rtol=1e-6, atol=1e-7)
+        if config.fusion == "align":
+            with pytest.raises(InputError, match="alignment head is missing"):
+                embed_new_items(config, ["i3"], [""], dim)
+        else:
+            with pytest.raises(InputError, match="vectors of 3 numbers, these have 4"):
+                embed_new_items(config, ["i3"], [""], 3)
+    with pytest.raises(InputError, match="vectors of 7 numbers, these have 4"):
+        embed_new_items(plain, ["i3"], [""], 7)
