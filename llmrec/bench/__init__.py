@@ -8,6 +8,7 @@ BENCHES: dict[str, str] = {
     "decode": "llmrec.bench.decode",
     "head": "llmrec.bench.head",
     "serve": "llmrec.bench.serve",
+    "sid": "llmrec.bench.sid",
     "start": "llmrec.bench.start",
     "trie": "llmrec.bench.trie",
 }
