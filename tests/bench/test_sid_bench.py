@@ -22,13 +22,12 @@ def test_vectors_are_unit_and_repeatable():
     np.testing.assert_array_equal(bench.item_vectors(3000), again)
 
 
-def test_both_sides_see_one_sample(monkeypatch):
+def test_both_sides_see_one_sample():
     vectors = bench.item_vectors(3000)
-    assert bench.sample_of(vectors) is vectors
-    monkeypatch.setattr(bench, "SAMPLE", 500)
-    sample = bench.sample_of(vectors)
+    assert bench.sample_of(vectors, 3000) is vectors
+    sample = bench.sample_of(vectors, 500)
     assert sample.shape == (500, bench.DIM)
-    np.testing.assert_array_equal(sample, bench.sample_of(vectors))
+    np.testing.assert_array_equal(sample, bench.sample_of(vectors, 500))
 
 
 def test_errors_are_mean_squares_and_both_sides_quantise_alike(small):
