@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("llmrec.cli.run", "Run a recipe: data, SIDs, training, evaluation, report."),
     "recipes": ("llmrec.cli.recipes", "List, print, copy and check recipes."),
     "data": ("llmrec.cli.data", "Look at a data set before training on it."),
-    "sid": ("llmrec.cli.sid", "Fit Semantic IDs and judge them."),
+    "sid": ("llmrec.cli.sid", "Fit Semantic IDs, judge them, and give new items SIDs."),
     "eval": ("llmrec.cli.eval", "Judge a checkpoint or a file of predictions beside the baselines."),
     "recommend": ("llmrec.cli.recommend", "The next items for a history, or for a file of users."),
     "explain": ("llmrec.cli.explain", "Why an item fits a history, in the model's words."),

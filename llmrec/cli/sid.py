@@ -1,12 +1,15 @@
-"""``llmrec sid``: fit Semantic IDs and judge them before a model is trained."""
+"""``llmrec sid``: fit Semantic IDs, judge them before a model is trained, and give new items SIDs without training."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from llmrec.cli.sid_assign import NewVersion
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -15,7 +18,7 @@ _SOURCE = typer.Argument(metavar="FOLDER", help="A run, its folder sid, a checkp
 
 @app.callback()
 def _group() -> None:
-    """Fit Semantic IDs and judge them."""
+    """Fit Semantic IDs, judge them, and give new items SIDs without training."""
 
 
 @app.command()
@@ -67,3 +70,52 @@ def report(
     if output:
         write_page(judged, output)
         typer.echo(f"page: {output}", err=as_json)
+
+
+@app.command()
+def assign(
+    source: Annotated[Path, _SOURCE],
+    output: Annotated[Path, typer.Option(help="New folder for the next version of the table.")],
+    items: Annotated[Path | None, typer.Option(help="New items: .jsonl, .csv or .parquet, columns as before.")] = None,
+    retire: Annotated[Path | None, typer.Option(help="Ids never to recommend again, one a line.")] = None,
+    vectors: Annotated[
+        Path | None, typer.Option(help="Where SIDs come from your own vectors: those of the new items.")
+    ] = None,
+    ids: Annotated[Path | None, typer.Option(help="Item ids of the rows of a .npy in --vectors.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Give new items SIDs with frozen codebooks and retire old ones: a new table for old checkpoints."""
+    from llmrec.cli.sid_assign import assign_version
+
+    made = assign_version(source, output, items=items, retire=retire, vectors=vectors, vector_ids=ids)
+    if as_json:
+        typer.echo(json.dumps(made.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        _print_version(made, output)
+
+
+def _print_version(made: NewVersion, output: Path) -> None:
+    told = made.assigned
+    typer.echo(
+        f"version {made.version}: {len(told.added):,} items added, {len(told.retired):,} retired; "
+        f"{told.table.num_items:,} in all"
+    )
+    lines: list[tuple[Any, str]] = [
+        (told.known, "were in the table already and keep their SID and status"),
+        (told.already_retired, "were retired already"),
+        (told.displaced, "got the next-nearest code: under their own no SID was free"),
+        (told.sharing, "share their SID with another item"),
+    ]
+    for some, words in lines:
+        if some:
+            typer.echo(f"  {len(some):,} {words} ({', '.join(some[:3])}{', ...' if len(some) > 3 else ''})")
+    if made.drift:
+        typer.echo(
+            f"  median error of the new items {made.drift.median_error:.4g}, of old ones embedded as if new "
+            f"{made.drift.reference_median_error:.4g}; {made.drift.tail_share:.0%} above the old ones' 95th percentile"
+        )
+    for note in made.notes:
+        typer.echo(f"  {note}")
+    if made.refit_due:
+        typer.secho("warning: the codebooks do not fit the new items any more, a refit is due", fg="yellow", err=True)
+    typer.echo(f"table       {output}")

@@ -14,14 +14,17 @@ from llmrec.config import Config
 from llmrec.data.dataset import Dataset
 from llmrec.sid_vocab.collisions import CollisionConfig, resolve_collisions
 from llmrec.sid_vocab.embeddings import EmbeddingConfig, embed_items
+from llmrec.sid_vocab.fusion import AlignmentHead
 from llmrec.sid_vocab.index_json import IndexConfig, read_index_json
 from llmrec.sid_vocab.quantizer import FittedQuantizer, QuantizerConfig, make_quantizer
 from llmrec.sid_vocab.quantizer_files import save_quantizer
 from llmrec.sid_vocab.report import HealthReport, health_report
 from llmrec.sid_vocab.rq_kmeans import RQKMeansConfig
 from llmrec.sid_vocab.table import SIDTable
+from llmrec.sid_vocab.vector_cache import default_cache
 
 VERSION = 1  # raise it when the same config and inputs give another table, so that cached stages run anew
+HEAD_FILE = "codebooks/alignment.safetensors"  # beside the quantiser: what fusion "align" learned
 
 
 class SIDConfig(Config):
@@ -48,12 +51,16 @@ class BuiltTable:
     config: SIDConfig
     fitted: FittedQuantizer | None = None
     """What quantised the vectors; None for SIDs from a file."""
+    head: AlignmentHead | None = None
+    """What ``fusion: align`` learned."""
 
     def save(self, folder: Path) -> None:
-        """Write the table, what encodes new items, and ``report.json`` into `folder`."""
+        """Write the table, what `llmrec sid assign` needs to encode new items, and ``report.json`` into `folder`."""
         self.table.save(folder)
         if self.fitted is not None:
             save_quantizer(folder, self.config.quantizer, self.fitted)
+        if self.head is not None:
+            self.head.save(folder / HEAD_FILE)
         (folder / "report.json").write_text(json.dumps(self.report.as_dict(), indent=2) + "\n", encoding="utf-8")
 
 
@@ -65,6 +72,7 @@ def build_table(
     *,
     titles: Sequence[str] | None = None,
     popularity: np.ndarray | None = None,
+    cache: Path | None = None,
 ) -> BuiltTable:
     """Build the table of `item_ids`, in this row order; deterministic for a config and its inputs.
 
@@ -76,6 +84,7 @@ def build_table(
             without train events. Needed where ``embeddings.behaviour_weight`` is above 0.
         titles: (n_items,) what the report calls the items; default the texts.
         popularity: (n_items,) train counts: who comes first in `resolve_collisions`; default the row order.
+        cache: folder where text vectors are kept (`embed_items`).
 
     Raises:
         DataError: vectors, texts or SIDs that cannot be used, with every problem.
@@ -93,7 +102,7 @@ def build_table(
         report = health_report(table, titles, popularity=popularity, notes=given.notes)
         return BuiltTable(table, report, None, config)
 
-    embedded = embed_items(config.embeddings, item_ids, texts, behaviour)
+    embedded = embed_items(config.embeddings, item_ids, texts, behaviour, cache=cache)
     fitted = make_quantizer(config.quantizer).fit(embedded.vectors)
     quantised = fitted.encode_jointly(embedded.vectors)
     resolved = resolve_collisions(
@@ -121,11 +130,13 @@ def build_table(
         popularity=popularity,
         notes=(*embedded.notes, *((moved,) if resolved.moved else ())),
     )
-    return BuiltTable(table, report, embedded.vectors, config, fitted)
+    return BuiltTable(table, report, embedded.vectors, config, fitted, embedded.head)
 
 
 def build_table_of(config: SIDConfig, dataset: Dataset) -> BuiltTable:
     """`build_table` for a data set: behaviour vectors and popularity from its train part, rows in catalogue order."""
+    from llmrec.sid_vocab.behaviour_vectors import behaviour_vectors
+
     catalog, split = dataset.catalog, dataset.split
     rows = {item_id: row for row, item_id in enumerate(catalog.item_ids)}
     known = [(index, rows[item_id]) for index, item_id in enumerate(split.items) if item_id in rows]
@@ -133,13 +144,16 @@ def build_table_of(config: SIDConfig, dataset: Dataset) -> BuiltTable:
     popularity = np.zeros(catalog.num_items, np.int64)
     popularity[of_table] = split.train_counts()[of_split]
     behaviour = None
-    if config.embeddings.behaviour_weight > 0 and config.index is None:
-        from llmrec.baselines.cooccurrence import cooccurrence_embeddings
-
-        size = min(config.embeddings.behaviour_size, len(split.users), len(split.items))
-        vectors = cooccurrence_embeddings(split.train(), len(split.items), size)
-        behaviour = np.zeros((catalog.num_items, size), np.float32)
-        behaviour[of_table] = vectors[of_split]
+    embeddings = config.embeddings
+    if embeddings.needs_behaviour and config.index is None:
+        behaviour = behaviour_vectors(
+            split.train(),
+            split.items,
+            catalog.item_ids,
+            source=embeddings.behaviour,
+            size=embeddings.behaviour_size,
+            epochs=embeddings.behaviour_epochs,
+        )
     return build_table(
         config,
         catalog.item_ids,
@@ -147,4 +161,5 @@ def build_table_of(config: SIDConfig, dataset: Dataset) -> BuiltTable:
         behaviour,
         titles=[catalog.title(item_id) for item_id in catalog.item_ids],
         popularity=popularity,
+        cache=default_cache(),
     )
