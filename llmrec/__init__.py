@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from llmrec.checkpoint import Checkpoint
     from llmrec.decode.trie import SIDTrie
     from llmrec.prompts.renderer import Renderer
+    from llmrec.recommendation import ItemFilter
     from llmrec.recommender import Recommender
     from llmrec.sid_vocab.table import SIDTable
 
 __version__ = "0.1.0"
-__all__ = ["Checkpoint", "Recommender", "Renderer", "SIDTable", "SIDTrie", "__version__"]
+__all__ = ["Checkpoint", "ItemFilter", "Recommender", "Renderer", "SIDTable", "SIDTrie", "__version__"]
 
 _HOMES = {
     "Checkpoint": "llmrec.checkpoint",
+    "ItemFilter": "llmrec.recommendation",
     "Recommender": "llmrec.recommender",
     "Renderer": "llmrec.prompts.renderer",
     "SIDTable": "llmrec.sid_vocab.table",

@@ -20,6 +20,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -159,8 +160,7 @@ class _Run:
             model_folder(self.config.base.model)  # a base that is not there shall not come out after minutes of work
         made = build.build_table_of(self.config.sid, self.dataset)
         with written_beside(self.folder / "sid", overwrite=True) as work:
-            made.table.save(work)
-            (work / "report.json").write_text(json.dumps(made.report.as_dict(), indent=2) + "\n", encoding="utf-8")
+            made.save(work)
 
     def _train(self, name: str, key: str) -> None:
         from llmrec.checkpoint import Checkpoint, describe_base
@@ -362,6 +362,8 @@ def _quiet_libraries() -> None:
     disable_progress_bar()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    # PEFT sees a vocabulary that has grown, and says so at each state. What is handed on is saved by `Checkpoint`.
+    warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
 
 
 def _stamps(folder: Path) -> dict[str, str]:

@@ -325,7 +325,7 @@ class Recommender:
             self.searcher(self.checkpoint.card.serving.normalise),
             prompt,
             stop_ids=stop_ids,
-            settings=TextSettings(max_new_tokens=max_new_tokens, repeat_items=True),
+            settings=TextSettings(max_new_tokens=max_new_tokens),
             allowed=self._trie.allowance(self._rows(nameable)),
         )
         stopped = False

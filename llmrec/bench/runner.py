@@ -33,6 +33,7 @@ class Case:
         ours: measures our side once.
         theirs: measures the peer once, on the same work.
         skip: why it cannot be measured here; such a case is reported and has no figures.
+        warm_up: whether an unmeasured round comes first; what is counted and not timed needs none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     ours: Callable[[], float]
     theirs: Callable[[], float]
     skip: str = ""
+    warm_up: bool = True
 
 
 class Target(Config):
@@ -151,9 +153,10 @@ def run_bench(name: str, *, quick: bool = False, progress: Callable[[str], None]
 
 
 def measure(case: Case, target: Target, repeats: int) -> Outcome:
-    """Measure both sides `repeats` times, the first one changing each round, after one unmeasured round."""
-    case.ours()
-    case.theirs()
+    """Measure both sides `repeats` times, the first one changing each round, after an unmeasured round to warm up."""
+    if case.warm_up:
+        case.ours()
+        case.theirs()
     ours: list[float] = []
     theirs: list[float] = []
     for turn in range(repeats):

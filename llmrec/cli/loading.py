@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llmrec.title_match import Match
 
 
-def load_recommender(checkpoint: Path, engine: EngineName = "torch") -> Recommender:
+def load_recommender(checkpoint: Path, engine: EngineName = "torch", *, prefix_cache_mb: int = 0) -> Recommender:
     """Load with a spinner on stderr instead of the libraries' own bars; a folder that is none fails before torch."""
     from rich.console import Console
 
@@ -27,7 +27,7 @@ def load_recommender(checkpoint: Path, engine: EngineName = "torch") -> Recommen
         from llmrec.recommender import Recommender
 
         transformers.utils.logging.disable_progress_bar()
-        return Recommender.load(checkpoint, engine=engine)
+        return Recommender.load(checkpoint, engine=engine, prefix_cache_mb=prefix_cache_mb)
 
 
 def history_table(matches: Sequence[Match]) -> Table:

@@ -25,6 +25,9 @@ def serve(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Lists searched together.")] = 16,
     engine: Annotated[Literal["torch", "vllm"], typer.Option(help="What runs the model; chat needs torch.")] = "torch",
+    prefix_cache: Annotated[
+        int, typer.Option(min=0, help="MB for what was read of earlier prompts (torch); pays where users come back.")
+    ] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model; by default torch's.")] = None,
 ) -> None:
     """Serve a checkpoint; LLMREC_API_KEY and LLMREC_ADMIN_KEY hold the keys of clients and of /admin."""
@@ -53,7 +56,7 @@ def serve(
             import torch
 
             torch.set_num_threads(threads)
-        server = create_app(load_recommender(checkpoint, engine), settings)
+        server = create_app(load_recommender(checkpoint, engine, prefix_cache_mb=prefix_cache), settings)
         _announce(settings)
         run(server, settings, listener)
     typer.echo("stopped: everything that ran is finished", err=True)

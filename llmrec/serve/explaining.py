@@ -38,7 +38,7 @@ class ServedExplanation:
             searcher,
             explanation_prompt(recommender.renderer, question.history, question.item_id).input_ids,
             stop_ids=checkpoint.tokenizer.all_special_ids,
-            settings=TextSettings(max_new_tokens=MAX_NEW_TOKENS, repeat_items=True),
+            settings=TextSettings(max_new_tokens=MAX_NEW_TOKENS),
             allowed=searcher.trie.allowance(nameable),
         )
 

@@ -9,8 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from llmrec.decode.result import Normalise
 from llmrec.recommendation import Search
 from llmrec.serve.attribute_filter import AttributeFilter
+from llmrec.serve.settings import MOST_IDS
 
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+ItemIds = Annotated[list[ItemId], Field(max_length=MOST_IDS)]
+"""Bounded here and not only by `Limits`: reading a list to its end holds up everybody else's requests."""
 
 
 class Body(BaseModel):
@@ -43,15 +46,15 @@ class RecommendationRequest(Body):
         }
     )
 
-    history: list[ItemId] = []
+    history: ItemIds = []
     """Item ids, oldest first. Empty: what the model expects of anybody."""
     k: int = Field(default=10, ge=1)
     """Items wanted."""
-    exclude: list[ItemId] = []
+    exclude: ItemIds = []
     """Items that may not be returned; unknown ids are harmless."""
     exclude_history: bool = True
     """Whether items of the history may not be returned."""
-    allow: list[ItemId] | None = None
+    allow: ItemIds | None = None
     """The only items that may be returned; unknown ids are counted in `notes`."""
     filters: list[AttributeFilter] = Field(default=[], max_length=20)
     """Conditions on the catalogue's attributes, all of which an item must fulfil."""
@@ -114,9 +117,9 @@ class ScoreRequest(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"history": ["50", "181"], "items": ["1", "172"]}]})
 
-    history: list[ItemId] = []
+    history: ItemIds = []
     """Item ids, oldest first."""
-    items: list[ItemId]
+    items: ItemIds
     """Items to score."""
     normalise: Normalise | None = None
     """As for recommendations."""

@@ -14,6 +14,8 @@ from llmrec.errors import InputError
 
 API_KEY, ADMIN_KEY = "LLMREC_API_KEY", "LLMREC_ADMIN_KEY"
 _SHORTEST_KEY = 16
+MOST_IDS = 10_000
+"""Item ids of any list in a request, whatever the limits are."""
 
 
 class Limits(Config):
@@ -21,9 +23,9 @@ class Limits(Config):
 
     body_bytes: int = Field(default=2_000_000, ge=1)
     """Size of a request's body; larger ones are refused unread (413)."""
-    history: int = Field(default=1_000, ge=1)
+    history: int = Field(default=1_000, ge=1, le=MOST_IDS)
     """Items of a history. The prompt holds the card's window of them; the others are excluded from the answer."""
-    items: int = Field(default=1_000, ge=1)
+    items: int = Field(default=1_000, ge=1, le=MOST_IDS)
     """Items of `/v1/score` and of the lists `exclude` and `allow`."""
     k: int = Field(default=100, ge=1)
     """Recommendations of one list."""
