@@ -136,7 +136,7 @@ def table_shape(config: SIDConfig, item_ids: tuple[str, ...]) -> SIDTable:
 
 def _plan_sids(config: PipelineConfig, dataset: Dataset, machine: Machine) -> StagePlan:
     texts = dataset.catalog.texts()
-    embeds = config.sid.index is None and config.sid.embeddings.source == "text"
+    embeds = config.sid.index is None and config.sid.embeddings.source in ("text", "lm")
     tokens = sum(min(256, math.ceil(len(text) / 4)) for text in dict.fromkeys(texts)) if embeds else 0
     parameters, hidden = _ENCODER
     seconds = _STAGE_SECONDS + machine.seconds(2 * parameters * tokens, hidden)

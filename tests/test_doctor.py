@@ -72,7 +72,7 @@ def test_little_memory_and_disk_are_noted(monkeypatch, tmp_path):
 def test_optional_packages_say_what_they_are_for():
     assert doctor._optional("vllm").advice in (
         "",
-        "for a serving engine that nothing here uses yet: pip install 'llmrec[vllm]'",
+        "for serving through vLLM on a GPU (docs/vllm.md): pip install 'llmrec[vllm]'",
     )
 
 

@@ -59,7 +59,8 @@ def best_first(scores: np.ndarray, nodes: np.ndarray, count: int) -> np.ndarray:
     if len(scores) > count:
         threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
         places = np.flatnonzero(scores >= threshold)
-    return places[np.lexsort((nodes[places], -scores[places]))][:count]
+    best: np.ndarray = places[np.lexsort((nodes[places], -scores[places]))][:count]
+    return best
 
 
 def collect(

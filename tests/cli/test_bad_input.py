@@ -206,7 +206,7 @@ def test_more_items_than_there_are_come_back_as_all_with_a_note(llmrec, tiny_run
     report = json.loads(out)
     assert len({item["item_id"] for item in report["items"]}) == 59
     assert report["notes"] == [
-        "k=100 is more than there is: these are all 59 of 60 items that are neither excluded nor retired"
+        "k=100 is more than there is: these are all 59 of 60 items that are neither excluded, filtered out nor retired"
     ]
 
 
