@@ -48,6 +48,7 @@ def main(folder: str) -> None:
             seconds = time.process_time() - start
         found = [[list(one.tokens[-asked["tokens"] :]) for one in output.sequences] for output in outputs]
         print(json.dumps({"cpu_s": seconds, "sequences": found}), file=answers, flush=True)
+    llm.llm_engine.engine_core.shutdown()
 
 
 if __name__ == "__main__":
