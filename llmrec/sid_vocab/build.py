@@ -120,7 +120,8 @@ def build_table(
         has_suffix=resolved.has_suffix,
         codebooks=fitted.codebooks,
     )
-    moved = f"{resolved.moved} of {len(item_ids)} items were moved to the nearest free code of the last level"
+    where = "nearest free code" if config.collisions.strategy == "reassign" else "code that optimal transport gave them"
+    moved = f"{resolved.moved} of {len(item_ids)} items were moved to the {where} of the last level"
     report = health_report(
         table,
         titles,

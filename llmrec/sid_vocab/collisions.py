@@ -5,9 +5,11 @@
   counts from the most popular train item down: "suffix 0" then means "the one most people took" under every prefix,
   which a model learns once instead of per bucket (docs/decisions/0006).
 * ``reassign``: no new level. The most popular item of a bucket keeps its codes, each other one gets the nearest code of
-  the last level that no item below the same prefix has. LC-Rec's uniform semantic mapping (Zheng et al. 2024, section
-  3.1) spreads the last level by optimal transport for the same aim; this moves as few items as can be, and a move
-  touches nobody else.
+  the last level that no item below the same prefix has. It moves as few items as can be, and a move touches nobody
+  else.
+* ``sinkhorn``: no new level. All items of a bucket ask for a code of the last level, and optimal transport gives each a
+  different one that is free, at nearly the least total distance (LC-Rec's uniform semantic mapping, Zheng et al. 2024;
+  departures in `transport`). Who stays is not a matter of popularity.
 * ``share``: nothing is done.
 """
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -24,16 +26,18 @@ from pydantic import Field
 from llmrec.config import Config
 from llmrec.errors import InputError
 from llmrec.sid_vocab.quantizer import FittedQuantizer
+from llmrec.sid_vocab.transport import one_code_each
 
 
 class CollisionConfig(Config):
     """What to do with items that the quantiser gives the same codes."""
 
-    strategy: Literal["suffix", "reassign", "share"] = "suffix"
+    strategy: Literal["suffix", "reassign", "sinkhorn", "share"] = "suffix"
     """``suffix`` adds a level that numbers them: always possible, one token more per item, and that token says nothing
     about the item. ``reassign`` gives them free codes of the last level nearby: short and meaningful SIDs, but each
-    prefix has room for ``codebook_size`` items, new ones included. ``share`` lets them have one SID: the model cannot
-    choose among them, and a ranking puts the whole bucket on one place."""
+    prefix has room for ``codebook_size`` items, new ones included. ``sinkhorn`` does so for the whole bucket at once:
+    nearer codes in all, but popular items move, too. ``share`` lets them have one SID: the model cannot choose among
+    them, and a ranking puts the whole bucket on one place."""
     suffix_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Codes of the suffix level; ``auto``: the power of two that holds the biggest bucket and `spare`."""
     spare: float = Field(default=0.5, ge=0)
@@ -49,7 +53,7 @@ class ResolvedCodes:
     codebook_sizes: tuple[int, ...]
     has_suffix: bool
     moved: int = 0
-    """Items that have another last code than the quantiser's (``reassign``)."""
+    """Items that have another last code than the quantiser's (``reassign`` and ``sinkhorn``)."""
 
 
 def resolve_collisions(
@@ -69,12 +73,12 @@ def resolve_collisions(
         config: the strategy.
         popularity: (n_items,) train counts: suffixes count from the highest down, and the highest keeps its codes;
             ties and None in row order.
-        vectors: (n_items, dim) what was quantised; ``reassign`` needs it to tell near codes from far ones.
+        vectors: (n_items, dim) what was quantised; ``reassign`` and ``sinkhorn`` need it to tell near codes from far.
         quantizer: what quantised it; likewise.
 
     Raises:
-        InputError: the codes do not suffice: `suffix_size` is smaller than the biggest bucket, or (``reassign``) a
-            prefix has more items than the last level has codes; the size that would do is named.
+        InputError: the codes do not suffice: `suffix_size` is smaller than the biggest bucket, or (``reassign`` and
+            ``sinkhorn``) a prefix has more items than the last level has codes; the size that would do is named.
     """
     order = np.arange(len(codes)) if popularity is None else np.argsort(-np.asarray(popularity), kind="stable")
     if config.strategy == "share":
@@ -82,8 +86,11 @@ def resolve_collisions(
     if config.strategy == "suffix":
         return _with_suffix(codes, codebook_sizes, config, order)
     if vectors is None or quantizer is None:
-        raise InputError("collisions.strategy reassign needs the vectors.", hint="use suffix or share for given SIDs")
-    return _reassigned(codes, codebook_sizes, order, vectors, quantizer)
+        raise InputError(
+            f"collisions.strategy {config.strategy} needs the vectors.", hint="use suffix or share for given SIDs"
+        )
+    place = _nearest_free if config.strategy == "reassign" else _by_transport
+    return _moved(codes, codebook_sizes, config, order, vectors, quantizer, place)
 
 
 def number_in_bucket(codes: np.ndarray) -> np.ndarray:
@@ -139,12 +146,27 @@ def _with_suffix(
     return ResolvedCodes(together, (*codebook_sizes, size), has_suffix=True)
 
 
-def _reassigned(
+class _Place(Protocol):
+    """Last codes below one prefix."""
+
+    def __call__(self, last: np.ndarray, costs: np.ndarray) -> np.ndarray:
+        """(n,) different last codes of the items below a prefix, the most popular first.
+
+        Args:
+            last: (n,) codes of the quantiser.
+            costs: (n, size) squared distances to all of them, n at most size.
+        """
+        ...
+
+
+def _moved(
     codes: np.ndarray,
     codebook_sizes: tuple[int, ...],
+    config: CollisionConfig,
     order: np.ndarray,
     vectors: np.ndarray,
     quantizer: FittedQuantizer,
+    place: _Place,
 ) -> ResolvedCodes:
     # 1. Does every prefix have room? The levels before the last do not depend on its size, so the answer is exact.
     size = codebook_sizes[-1]
@@ -155,24 +177,36 @@ def _reassigned(
         too_full = sum(len(rows) > size for rows in groups)
         raise InputError(
             f"{too_full} of {len(groups)} prefixes have more items (up to {crowded}) than the last level has codes "
-            f"({size}), so that {len(codes)} items cannot get {len(codes)} SIDs by collisions.strategy reassign.",
+            f"({size}), so that {len(codes)} items cannot get {len(codes)} SIDs by collisions.strategy "
+            f"{config.strategy}.",
             hint=f"set codebook_size to {[*codebook_sizes[:-1], crowded]}, with room for new items to more; "
             "or add a level; or use collisions.strategy suffix",
         )
-    # 2. The first of every bucket stays, the others take what is free below the prefix, the most popular first.
+    # 2. Prefix by prefix, where codes are shared.
     later = number_in_bucket(ranked) > 0
     resolved = ranked.astype(np.int32)
     for rows in groups:
-        movers = rows[later[rows]]
-        if not movers.size:
-            continue
-        taken = np.zeros(size, bool)
-        taken[ranked[rows, -1]] = True
-        errors = last_level_errors(vectors[order[movers]], ranked[movers[0], :-1], size, quantizer)
-        for row, error in zip(movers, errors, strict=True):
-            code = int(np.where(taken, np.inf, error).argmin())
-            taken[code] = True
-            resolved[row, -1] = code
+        if later[rows].any():
+            costs = last_level_errors(vectors[order[rows]], ranked[rows[0], :-1], size, quantizer)
+            resolved[rows, -1] = place(ranked[rows, -1], costs)
     result = np.empty_like(resolved)
     result[order] = resolved
-    return ResolvedCodes(result, codebook_sizes, has_suffix=False, moved=int(later.sum()))
+    return ResolvedCodes(result, codebook_sizes, has_suffix=False, moved=int((result != codes).any(axis=1).sum()))
+
+
+def _nearest_free(last: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """The first of every bucket stays; the others take what is nearest and free, one after another."""
+    taken = np.bincount(last, minlength=costs.shape[1]) > 0
+    chosen = last.copy()
+    for row in np.flatnonzero(number_in_bucket(last[:, None]) > 0):
+        chosen[row] = int(np.where(taken, np.inf, costs[row]).argmin())
+        taken[chosen[row]] = True
+    return chosen
+
+
+def _by_transport(last: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Items alone with their code stay; all others share out the rest."""
+    holders = np.bincount(last, minlength=costs.shape[1])
+    chosen, colliding, free = last.copy(), np.flatnonzero(holders[last] > 1), np.flatnonzero(holders != 1)
+    chosen[colliding] = free[one_code_each(costs[np.ix_(colliding, free)])]
+    return chosen

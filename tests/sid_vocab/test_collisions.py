@@ -1,4 +1,4 @@
-"""Collisions: suffixes unique, dense, with spare codes; re-assignment unique and nearest; sharing."""
+"""Collisions: suffixes unique, dense, with spare codes; re-assignment unique and nearest; transport; sharing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 from llmrec.errors import InputError
 from llmrec.sid_vocab.collisions import CollisionConfig, group_rows, number_in_bucket, resolve_collisions
 from llmrec.sid_vocab.rq_kmeans import ResidualCodebooks
+from llmrec.sid_vocab.transport import one_code_each
 
 CODES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=60)
 REASSIGN = CollisionConfig(strategy="reassign")
+SINKHORN = CollisionConfig(strategy="sinkhorn")
 
 
 @given(rows=CODES, spare=st.floats(0, 3))
@@ -120,20 +123,72 @@ def test_reassigned_items_take_the_nearest_free_code(seed: int, num_items: int, 
     np.testing.assert_array_equal(resolved.codes, by_hand(codes, sizes[-1], popularity, vectors, fitted))
 
 
-def test_too_few_codes_for_the_catalogue_name_the_size_that_does() -> None:
+@pytest.mark.parametrize("config", [REASSIGN, SINKHORN])
+def test_too_few_codes_for_the_catalogue_name_the_size_that_does(config: CollisionConfig) -> None:
     vectors, codes, fitted = crowded(3, 30, (2, 6))
     needed = int(np.bincount(codes[:, 0]).max())
     assert needed > 6
-    with pytest.raises(InputError, match=r"30 items cannot get 30 SIDs") as caught:
-        resolve_collisions(codes, (2, 6), REASSIGN, vectors=vectors, quantizer=fitted)
-    assert f"set codebook_size to [2, {needed}]" in str(caught.value)
+    with pytest.raises(InputError, match=rf"30 items cannot get 30 SIDs by collisions.strategy {config.strategy}") as e:
+        resolve_collisions(codes, (2, 6), config, vectors=vectors, quantizer=fitted)
+    assert f"set codebook_size to [2, {needed}]" in str(e.value)
     # With that size it works: the first level, and with it every prefix, stays as it is.
     more = np.random.default_rng(1).normal(size=(needed, 5)).astype(np.float32)
     wider = ResidualCodebooks((fitted.codebooks[0], more))
-    again = resolve_collisions(wider.encode(vectors), (2, needed), REASSIGN, vectors=vectors, quantizer=wider)
+    again = resolve_collisions(wider.encode(vectors), (2, needed), config, vectors=vectors, quantizer=wider)
     assert len(set(map(tuple, again.codes.tolist()))) == 30
 
 
-def test_reassign_needs_vectors() -> None:
-    with pytest.raises(InputError, match="needs the vectors"):
-        resolve_collisions(np.array([[0, 1]]), (3, 4), REASSIGN)
+@pytest.mark.parametrize("config", [REASSIGN, SINKHORN])
+def test_moving_needs_vectors(config: CollisionConfig) -> None:
+    with pytest.raises(InputError, match=f"{config.strategy} needs the vectors"):
+        resolve_collisions(np.array([[0, 1]]), (3, 4), config)
+
+
+# -- transport ---------------------------------------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    num_items=st.integers(1, 24),
+    sizes=st.sampled_from([(24,), (3, 24), (2, 3, 25)]),
+)
+def test_transport_moves_colliding_items_alone_and_gives_each_a_sid(
+    seed: int, num_items: int, sizes: tuple[int, ...]
+) -> None:
+    vectors, codes, fitted = crowded(seed, num_items, sizes)
+    resolved = resolve_collisions(codes, sizes, SINKHORN, vectors=vectors, quantizer=fitted)
+    assert (resolved.codebook_sizes, resolved.has_suffix) == (sizes, False)
+    assert len(set(map(tuple, resolved.codes.tolist()))) == num_items
+    np.testing.assert_array_equal(resolved.codes[:, :-1], codes[:, :-1])
+    counts = Counter(map(tuple, codes.tolist()))
+    alone = np.array([counts[row] == 1 for row in map(tuple, codes.tolist())])
+    np.testing.assert_array_equal(resolved.codes[alone], codes[alone])
+    assert resolved.moved == int((resolved.codes != codes).any(axis=1).sum())
+    again = resolve_collisions(codes, sizes, SINKHORN, vectors=vectors, quantizer=fitted)
+    np.testing.assert_array_equal(again.codes, resolved.codes)
+
+
+@pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 1), (3, 3), (5, 50), (20, 24), (60, 200), (64, 64)])
+def test_transport_is_near_the_exact_assignment_and_beats_taking_turns(num_rows: int, num_columns: int) -> None:
+    rng = np.random.default_rng(0)
+    ours = exact = turns = 0.0
+    for _ in range(8):
+        rows = 0.3 * rng.normal(size=(num_rows, 8)) + rng.normal(size=8)
+        costs = np.square(rows[:, None] - 0.7 * rng.normal(size=(num_columns, 8))).sum(axis=2)
+        chosen = one_code_each(costs)
+        assert len(set(chosen.tolist())) == num_rows
+        ours += costs[np.arange(num_rows), chosen].sum()
+        exact += costs[linear_sum_assignment(costs)].sum()
+        free = np.ones(num_columns, bool)
+        for row in costs:
+            column = int(np.where(free, row, np.inf).argmin())
+            free[column] = False
+            turns += row[column]
+    assert ours <= 1.02 * exact
+    assert ours <= turns
+
+
+def test_equal_items_take_the_nearest_codes_between_them_in_order() -> None:
+    costs = np.tile([3.0, 1.0, 2.0, 9.0], (3, 1))
+    assert one_code_each(costs).tolist() == [1, 2, 0]
+    assert sorted(one_code_each(np.ones((3, 5))).tolist()) == [0, 1, 2]
