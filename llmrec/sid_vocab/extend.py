@@ -2,8 +2,12 @@
 
 SID tokens are added tokens that are neither special (decoding with ``skip_special_tokens=True`` keeps them, so rewards
 and chat answers see them) nor normalised. They take the ids that the tokenizer gives out next; where the model has
-spare rows behind its tokenizer's last id (Qwen pads its matrix), those ids fall inside the spare rows and the matrix
-grows only by what is missing. Rows of the base vocabulary are not touched: same bits, same logits.
+spare rows behind its tokenizer's last id (Qwen3 pads its matrix by 267), those ids fall inside the spare rows and the
+matrix grows only by what is missing, or on request not at all. Rows of the base vocabulary are not touched: same bits,
+same logits.
+
+Bases may be in half precision: new rows are made in float32 and rounded once. Of a base in 4 bits (bitsandbytes) the
+linear layers are packed, embedding and head are not, so that their rows can be added as to any other.
 
 How the new rows start is told in `llmrec.sid_vocab.rows`; transformers' own way (a normal distribution with the mean
 and covariance of the old rows) knows nothing of the codes and is not used.
@@ -48,7 +52,7 @@ class Extension:
     typical_norm: float
     """Median norm of the base rows of the input embeddings."""
     items_without_text: int
-    """Items of the table that ``title_mean`` had no text for; 0 for other kinds of init."""
+    """Items of the table that ``title_mean`` or ``centroid`` had no text for; 0 for other kinds of init."""
     unused_codes: int
     """SID tokens that no item carries."""
 
@@ -67,6 +71,7 @@ def extend_vocabulary(
     item_texts: Mapping[str, str] | None = None,
     seed: int = 0,
     pad_to_multiple: int | None = None,
+    grow: bool = True,
 ) -> Extension:
     """Add the SID tokens of `table` to `tokenizer` and rows for them to `model`, both in place.
 
@@ -75,27 +80,33 @@ def extend_vocabulary(
         tokenizer: the base tokenizer of the model.
         table: SIDs without token ids.
         init: how the rows start, see `llmrec.sid_vocab.rows`.
-        item_texts: title (or other short text) by item id; ``title_mean`` needs it.
+        item_texts: title (or other short text) by item id; ``title_mean`` and ``centroid`` need it.
         seed: of the noise in new rows. The random state of torch is left as it was.
         pad_to_multiple: round the number of rows up to a multiple (64 suits tensor cores); padding rows hold the mean
             of the base rows.
+        grow: False keeps the size of the model's matrices: the SID tokens must fit into its spare rows.
 
     Raises:
-        InputError: the table has token ids already, ``title_mean`` has no texts, or the model has no output head.
+        InputError: the table has token ids already, ``title_mean`` or ``centroid`` has no texts, ``centroid`` no
+            codebooks, the model no output head or one that is packed, or it would have to grow and must not.
         MismatchError: the tokenizer has one of the tokens already, or the model fewer rows than the tokenizer ids.
     """
     tokens = sid_tokens(table)
     old_rows: int = model.get_input_embeddings().weight.shape[0]
     num_base = max(tokenizer.get_vocab().values()) + 1
     _check_tokens(table, tokenizer, tokens)
-    _check_model(num_base, old_rows, model.get_output_embeddings() is None)
-    title_ids = _title_ids(tokenizer, table, tokens, item_texts) if init == "title_mean" else []
-
-    extended = extend_tokenizer(tokenizer, table)
-    token_ids = list(range(num_base, num_base + len(tokens)))
+    _check_model(model, num_base, old_rows)
     new_rows = max(old_rows, num_base + len(tokens))
     if pad_to_multiple is not None:
         new_rows = -(-new_rows // pad_to_multiple) * pad_to_multiple
+    if not grow and new_rows > old_rows:
+        raise _no_room(table, old_rows - num_base, new_rows - old_rows)
+    if init == "centroid":
+        _check_codebooks(table)
+    title_ids = _title_ids(tokenizer, table, tokens, item_texts, init) if init in ("title_mean", "centroid") else []
+
+    extended = extend_tokenizer(tokenizer, table)
+    token_ids = list(range(num_base, num_base + len(tokens)))
     _resize(model, old_rows, new_rows)
 
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -153,22 +164,53 @@ def _check_tokens(table: SIDTable, tokenizer: PreTrainedTokenizerBase, tokens: l
         )
 
 
-def _check_model(num_base: int, old_rows: int, headless: bool) -> None:
+def _check_model(model: PreTrainedModel, num_base: int, old_rows: int) -> None:
+    if model.get_output_embeddings() is None:
+        raise InputError("The model has no output head.", hint="load it with AutoModelForCausalLM")
+    for name, module in (("input embedding", model.get_input_embeddings()), ("head", model.get_output_embeddings())):
+        if not module.weight.is_floating_point():
+            raise InputError(
+                f"The model's {name} is quantised (packed as {module.weight.dtype}), so no rows can be added to it.",
+                hint="quantise all but embedding and head: BitsAndBytesConfig(llm_int8_skip_modules=['lm_head'])",
+            )
     if num_base > old_rows:
         raise MismatchError(
             f"The tokenizer has ids up to {num_base - 1}, the model only {old_rows} rows.",
             hint="load model and tokenizer from the same checkpoint",
         )
-    if headless:
-        raise InputError("The model has no output head.", hint="load it with AutoModelForCausalLM")
+
+
+def _no_room(table: SIDTable, spare: int, missing: int) -> InputError:
+    sizes = " + ".join(map(str, table.codebook_sizes))
+    return InputError(
+        f"The {table.num_tokens} SID tokens ({sizes}) do not fit into the {spare} spare rows of the model: its "
+        f"matrices would grow by {missing} rows.",
+        hint=f"choose codebooks with at most {spare} codes in all levels together, or let the model grow"
+        if spare
+        else "this base has no spare rows: let it grow",
+    )
+
+
+def _check_codebooks(table: SIDTable) -> None:
+    if len({book.shape[1] for book in table.codebooks}) != 1:
+        raise InputError(
+            "init='centroid' needs codebooks, and this table has none: its SIDs were given, not fitted."
+            if not table.codebooks
+            else "init='centroid' needs codebooks of one space; those of this table differ in width.",
+            hint="use init='title_mean'",
+        )
 
 
 def _title_ids(
-    tokenizer: PreTrainedTokenizerBase, table: SIDTable, tokens: list[str], item_texts: Mapping[str, str] | None
+    tokenizer: PreTrainedTokenizerBase,
+    table: SIDTable,
+    tokens: list[str],
+    item_texts: Mapping[str, str] | None,
+    init: Init,
 ) -> list[list[int]]:
     if item_texts is None:
         raise InputError(
-            "init='title_mean' needs the items' texts.", hint="pass item_texts={item id: title}, or use init='mean'"
+            f"init={init!r} needs the items' texts.", hint="pass item_texts={item id: title}, or use init='mean'"
         )
     title_ids = TextCodec(tokenizer, tokens).encode_batch([item_texts.get(item, "") for item in table.item_ids])
     if not any(title_ids):

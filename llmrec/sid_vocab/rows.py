@@ -24,13 +24,21 @@ Base rows have a norm of 3.15 (median); a mean of many is short and mostly what 
 blows up the shared part, which says "a title" and not which one. Deviations of one length do the work (as they come,
 rare codes deviate much more than frequent ones); which length matters little for learning between 1.2 and 3, and half
 the typical norm leaves text nearly alone.
+
+``centroid`` asks the codebooks instead. A linear map takes the space of the codebooks to that of the mean title rows:
+least squares over all items, each represented by the sum of its codes' centroids. A code's row is its centroid under
+that map, with the shared part and the length of deviation of ``title_mean``. What a code means is then told by where it
+lies among all codes, also where few items or none carry it. The squares are damped (ridge), as there may be more
+directions than items; by how much, generalised cross-validation decides (Golub, Heath and Wahba 1979). A level without
+a codebook, which is a suffix, starts as with ``title_mean``. ``llmrec sid init-report`` compares them on a recipe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -39,12 +47,14 @@ if TYPE_CHECKING:
 
     from llmrec.sid_vocab.table import SIDTable
 
-Init = Literal["title_mean", "mean", "random"]
+Init = Literal["title_mean", "centroid", "mean", "random"]
+INITS: tuple[Init, ...] = get_args(Init)
 
 DEVIATION = 0.5
 """Norm of a code's deviation from the shared part, in typical norms of a base row; see the table above."""
 TIE_BREAK = 0.01
 """Norm of the noise that tells rows of equal codes apart, in typical norms; far below the distance of two codes."""
+_RIDGES = tuple(10.0**power for power in range(-6, 4))  # in mean variances of the items' vectors
 _ITEMS_AT_ONCE = 8192  # bounds the gathered title rows: 8192 titles of 10 tokens in 4096 dimensions are 1.3 GB
 
 
@@ -67,11 +77,11 @@ def initial_rows(
 
     Args:
         base: (number of base tokens, hidden size) rows of tokens that exist; spare rows left out.
-        table: the SIDs.
-        title_ids: per row of the table the token ids of its text, empty for none. Only ``title_mean`` reads them, and
-            at least one must have some.
-        init: ``title_mean``, ``mean`` (Hewitt 2021: all rows at the mean of the base rows) or ``random`` (normal, with
-            the typical norm of a base row).
+        table: the SIDs; ``centroid`` reads its codebooks, of which it must have some.
+        title_ids: per row of the table the token ids of its text, empty for none. ``title_mean`` and ``centroid`` read
+            them, and at least one must have some.
+        init: ``title_mean``, ``centroid``, ``mean`` (Hewitt 2021: all rows at the mean of the base rows) or ``random``
+            (normal, with the typical norm of a base row).
         seed: of the noise.
     """
     import torch
@@ -86,21 +96,22 @@ def initial_rows(
     elif init == "mean":
         rows = mean_row + TIE_BREAK * noise
     else:
-        rows = _title_rows(base, table, title_ids, typical_norm) + TIE_BREAK * noise
+        means, shared = code_means(base, table, title_ids)
+        deviations = means - shared
+        if init == "centroid":
+            projected = centroid_deviations(base, table, title_ids)
+            deviations[: len(projected)] = projected
+        rows = shared + _of_one_length(deviations, typical_norm) + TIE_BREAK * noise
     return InitialRows(rows=rows, mean_row=mean_row, typical_norm=typical_norm)
 
 
-def _title_rows(
-    base: torch.Tensor, table: SIDTable, title_ids: Sequence[Sequence[int]], typical_norm: float
-) -> torch.Tensor:
+def _of_one_length(deviations: torch.Tensor, typical_norm: float) -> torch.Tensor:
     import torch
 
-    means, shared = code_means(base, table, title_ids)
-    deviations = means - shared
     norms = deviations.norm(dim=1, keepdim=True)
     # Codes without items, or with all items, have no direction of their own and stay at the shared part.
     scaled = deviations * (DEVIATION * typical_norm / norms.clamp(min=1e-12))
-    return shared + torch.where(norms > 1e-6 * typical_norm, scaled, 0.0)
+    return torch.where(norms > 1e-6 * typical_norm, scaled, 0.0)
 
 
 def code_means(
@@ -114,26 +125,92 @@ def code_means(
     """
     import torch
 
-    lengths = np.array([len(ids) for ids in title_ids])
-    with_text = np.flatnonzero(lengths)
     hidden = base.shape[1]
     offsets = np.concatenate([[0], np.cumsum(table.codebook_sizes)[:-1]])
     sums = torch.zeros(table.num_tokens, hidden, dtype=torch.float64)
     total = torch.zeros(hidden, dtype=torch.float64)
     counts = torch.zeros(table.num_tokens, dtype=torch.float64)
+    num_items = 0
+    for chunk, items in _item_means(base, title_ids):
+        num_items += len(chunk)
+        total += items.sum(dim=0)
+        for level, offset in enumerate(offsets):
+            code_rows = torch.from_numpy(table.codes[chunk, level].astype(np.int64) + int(offset))
+            sums.index_add_(0, code_rows, items)
+            counts.index_add_(0, code_rows, torch.ones(len(chunk), dtype=torch.float64))
+    shared = total / num_items
+    means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], shared)
+    return means.float(), shared.float()
+
+
+def centroid_deviations(base: torch.Tensor, table: SIDTable, title_ids: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The codes' centroids, less what the items' ones have in common, mapped into the space of `base`.
+
+    Returns:
+        (codes of all levels with a codebook, hidden size) float32 on the CPU, level after level.
+    """
+    import torch
+
+    books = [torch.from_numpy(np.array(book, np.float64)) for book in table.codebooks]
+    dim, hidden = books[0].shape[1], base.shape[1]
+    with_text = np.flatnonzero([len(ids) for ids in title_ids])
+    # Centred level by level, so that the sum over an item's levels is centred too.
+    for level, book in enumerate(books):
+        used = np.bincount(table.codes[with_text, level], minlength=len(book)) / len(with_text)
+        book -= torch.from_numpy(used) @ book
+    squares = torch.zeros(dim, dim, dtype=torch.float64)
+    products = torch.zeros(dim, hidden, dtype=torch.float64)
+    total, energy = torch.zeros(hidden, dtype=torch.float64), 0.0
+    for chunk, items in _item_means(base, title_ids):
+        vectors = sum(
+            (book[torch.from_numpy(table.codes[chunk, level].astype(np.int64))] for level, book in enumerate(books)),
+            start=torch.zeros(len(chunk), dim, dtype=torch.float64),
+        )
+        squares += vectors.T @ vectors
+        products += vectors.T @ items  # of centred vectors: the mean of the items takes no part
+        total += items.sum(dim=0)
+        energy += float(items.square().sum())
+    energy -= float(total.square().sum()) / len(with_text)
+    return (torch.cat(books) @ _ridge(squares, products, energy, len(with_text))).float()
+
+
+def _ridge(squares: torch.Tensor, products: torch.Tensor, energy: float, count: int) -> torch.Tensor:
+    """(dim, hidden) map of least squares, damped as generalised cross-validation finds best.
+
+    Args:
+        squares: (dim, dim) of the centred inputs.
+        products: (dim, hidden) of inputs and outputs.
+        energy: sum of the centred outputs' squares.
+        count: items.
+    """
+    import torch
+
+    values, axes = torch.linalg.eigh(squares)
+    values = values.clamp(min=0)
+    turned = axes.T @ products
+    of_axis = turned.square().sum(dim=1)
+
+    def score(ridge: float) -> float:
+        residual = energy - float((of_axis * (values + 2 * ridge) / (values + ridge) ** 2).sum())
+        free = 1 - (1 + float((values / (values + ridge)).sum())) / count  # the mean is fitted too
+        return residual / free**2 if free > 1e-6 else math.inf
+
+    best = min((max(power * float(values.mean()), 1e-12) for power in _RIDGES), key=score)
+    fitted: torch.Tensor = axes @ (turned / (values + best)[:, None])
+    return fitted
+
+
+def _item_means(base: torch.Tensor, title_ids: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Rows of the table that have text, some at a time, and the (n, hidden) float64 means of their tokens' `base`."""
+    import torch
+
+    lengths = np.array([len(ids) for ids in title_ids])
+    with_text = np.flatnonzero(lengths)
     for start in range(0, len(with_text), _ITEMS_AT_ONCE):
         chunk = with_text[start : start + _ITEMS_AT_ONCE]
         tokens = torch.tensor([token_id for row in chunk for token_id in title_ids[row]])
         owner = torch.from_numpy(np.repeat(np.arange(len(chunk)), lengths[chunk]))
         # Sums on the CPU: index_add on a GPU adds in an arbitrary order and would not be reproducible.
         gathered = base[tokens.to(base.device)].to("cpu", torch.float64)
-        items = torch.zeros(len(chunk), hidden, dtype=torch.float64).index_add_(0, owner, gathered)
-        items /= torch.from_numpy(lengths[chunk])[:, None]
-        total += items.sum(dim=0)
-        for level, offset in enumerate(offsets):
-            code_rows = torch.from_numpy(table.codes[chunk, level].astype(np.int64) + int(offset))
-            sums.index_add_(0, code_rows, items)
-            counts.index_add_(0, code_rows, torch.ones(len(chunk), dtype=torch.float64))
-    shared = total / len(with_text)
-    means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], shared)
-    return means.float(), shared.float()
+        items = torch.zeros(len(chunk), base.shape[1], dtype=torch.float64).index_add_(0, owner, gathered)
+        yield chunk, items / torch.from_numpy(lengths[chunk])[:, None]
