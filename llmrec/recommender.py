@@ -170,7 +170,7 @@ class Recommender:
     def recommend_many(
         self,
         histories: Sequence[Sequence[str]],
-        k: int = 10,
+        k: int | Sequence[int] = 10,
         *,
         filters: Sequence[ItemFilter] | None = None,
         exclude: Collection[str] = (),
@@ -181,9 +181,16 @@ class Recommender:
         diversity: float = 0.0,
         bonus: ItemBonus | None = None,
     ) -> list[Recommendations]:
-        """`recommend` for many histories, batched; `exclude` applies to each of them, `filters` has one for each."""
-        if k < 1:
-            raise InputError(f"k={k} asks for no item.", hint="ask for at least 1")
+        """`recommend` for many histories, batched; `exclude` applies to each of them, `filters` has one for each.
+
+        `k` may be one number for all or one for each; the beam is then wide enough for the largest of them.
+        """
+        counts = [k] * len(histories) if isinstance(k, int) else list(k)
+        if len(counts) != len(histories):
+            raise InputError(f"{len(histories)} histories, but k for {len(counts)}.")
+        least, most = (k, k) if isinstance(k, int) else (min(counts, default=1), max(counts, default=1))
+        if least < 1:
+            raise InputError(f"k={least} asks for no item.", hint="ask for at least 1")
         if diversity and (search == "exact" or bonus is not None):
             raise InputError("A diverse list comes from a beam search without a bonus.", hint="leave one of them out")
         each = [ItemFilter()] * len(histories) if filters is None else filters
@@ -191,7 +198,7 @@ class Recommender:
             raise InputError(f"{len(histories)} histories, but filters for {len(each)}.")
         prompts = [self.prompt(history) for history in histories]
         living = int(self._active.sum())
-        top_k = min(k, living)
+        top_k = min(most, living)
         beams = max(self.checkpoint.card.serving.num_beams, top_k) if num_beams is None else num_beams
         normalise = normalise or self.checkpoint.card.serving.normalise
         results: Sequence[SearchResult]
@@ -213,8 +220,8 @@ class Recommender:
                 results = searcher.beam(ids, num_beams=width, top_k=top_k, excluded=allowed, bonus=bonus)
         width = 0 if search == "exact" else beams
         return [
-            self._answer(history, prompt, result, k, search, width)
-            for history, prompt, result in zip(histories, prompts, results, strict=True)
+            self._answer(history, prompt, result, wanted, search, width)
+            for history, prompt, result, wanted in zip(histories, prompts, results, counts, strict=True)
         ]
 
     def item_bonus(self, values: Mapping[str, float]) -> ItemBonus:
@@ -346,10 +353,10 @@ class Recommender:
         self, history: Sequence[str], prompt: Rendered, result: SearchResult, k: int, search: Search, num_beams: int
     ) -> Recommendations:
         table = self.checkpoint.table
-        ids = [table.item_ids[row] for row in result.items]
+        ids = [table.item_ids[row] for row in result.items[:k]]
         items = tuple(
             Recommendation(item_id, self.titles.title(item_id), table.text(item_id), float(score))
-            for item_id, score in zip(ids, result.scores, strict=True)
+            for item_id, score in zip(ids, result.scores[:k], strict=True)
         )
         unknown = self._unknown(history)
         return Recommendations(

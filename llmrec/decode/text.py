@@ -132,6 +132,11 @@ class TextStream:
         """What stands in the text so far, words and SIDs."""
         return list(self._ids)
 
+    def reading(self) -> TextChain | None:
+        """The chain whose unread words the next step reads first; None where it reads none."""
+        waits = self._chain is not None and self._search is None and self._chain.unread
+        return self._chain if waits else None
+
     def close(self) -> None:
         """End here and free keys, values and branches."""
         self.finished = True

@@ -77,6 +77,7 @@ class TextChain:
         session: the prompt and its columns.
         scorer: head and normalisation of searches.
         ids: all tokens written so far.
+        unread: those of them that the model has not read yet.
 
     Raises:
         InputError: an empty prompt, or a searcher whose back end is not torch.
@@ -96,22 +97,25 @@ class TextChain:
             backend.model, [prompt], reserve=min(_RESERVE, max_new_tokens), prefix_cache=backend.prefix_cache
         )
         self._state: Tensor = self.session.prompt_states  # (1, hidden), of the last token that was read
-        self._unread: list[int] = []
+        self.unread: list[int] = []
         self.ids: list[int] = []
 
     def write(self, ids: Sequence[int]) -> None:
         """Add tokens; they are read when the next ones are asked for."""
         self.ids += ids
-        self._unread += ids
+        self.unread += ids
 
     def read(self) -> Tensor:
         """(1, hidden) state behind the last token; one forward if there is something to read."""
-        if self._unread:
+        if self.unread:
             first = self.session.num_slots
-            parents = np.arange(first - 1, first - 1 + len(self._unread))[None]
-            self._state = self.session.extend(parents, np.array([self._unread]))[:, -1]
-            self._unread = []
+            parents = np.arange(first - 1, first - 1 + len(self.unread))[None]
+            self.accept(self.session.extend(parents, np.array([self.unread]))[:, -1])
         return self._state
+
+    def accept(self, state: Tensor) -> None:
+        """Take (1, hidden), the state of the last token: the session holds all that was unread."""
+        self._state, self.unread = state, []
 
     @torch.no_grad()
     def logits(self) -> np.ndarray:

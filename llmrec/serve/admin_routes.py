@@ -47,7 +47,7 @@ def admin_router(server: Server) -> APIRouter:
             version = await asyncio.to_thread(server.catalog.prepare, Path(body.table))
             await asyncio.to_thread(version.warm)
             # The first list of a version gathers what its search needs; here, and not in a client's request.
-            await server.run(request, ListWork(version, ListSettings(1, None, "beam", None, True), ()))
+            await server.run(request, ListWork(version, ListSettings(1, "beam", None, True), 1, ()))
             server.catalog.publish(version)
         server.metrics.swaps.inc()
         return SwapAnswer(

@@ -1,9 +1,10 @@
 """`EngineLoop`: the one thread that uses the model, and the order in which it serves what waits.
 
 Two kinds of jobs share it. *Works* run in one go, and those with equal keys run together (micro-batches); *streams*
-advance one step (one forward) at a time. While both wait, whichever kind has used less of the model's time goes next,
-so a list never waits for a whole text, nor a text for a queue of lists. Within a kind it is first come, first served
-(works) and round robin (streams): a fair queue in the sense of Demers et al., SIGCOMM 1989, with two flows.
+advance in rounds, each open one by a step, what the steps read of the model together where they can. While both wait,
+whichever kind has used less of the model's time goes next, so a list never waits for a whole text, nor a text for a
+queue of lists. Within a kind it is first come, first served (works) and all at once (streams): a fair queue in the
+sense of Demers et al., SIGCOMM 1989, with two flows.
 
 A job whose client went away is dropped before its next step, and its stream closed. A batch that runs is not stopped.
 """
@@ -45,6 +46,9 @@ class Stream(Protocol):
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
+
+    def prepare(self, together: Sequence[Self]) -> None:
+        """Called before a round on one of the streams of a class, with all: their forwards may be done as one."""
 
     def step(self) -> list[Any]:
         """One forward's worth of work; the events it gave."""
@@ -91,7 +95,7 @@ class Observer(Protocol):
     """What a metrics collector may count; called in the engine's thread."""
 
     def ran(self, kind: str, size: int, seconds: float) -> None:
-        """A batch of `size` works (``kind`` is the work's class name) or one step of a text."""
+        """A batch of `size` works (``kind`` is the work's class name), or a step of each of `size` texts."""
 
     def dropped(self, kind: str, reason: str) -> None:
         """A job ended without a result: ``cancelled``, ``timeout``, ``stopped`` or ``error``."""
@@ -191,7 +195,7 @@ class EngineLoop:
             if batch:
                 self._run(batch)
             elif self._streams:
-                self._step()
+                self._round()
             elif self._stopping:
                 return
 
@@ -203,7 +207,7 @@ class EngineLoop:
             if time.monotonic() > self._drain_until:
                 self._give_up()
             while self._new_streams and len(self._streams) < self._max_streams:
-                self._streams.appendleft(self._new_streams.popleft())
+                self._streams.append(self._new_streams.popleft())
             if not (self._works and self._streams):
                 self._ahead = 0.0  # what one kind used while the other had nothing to do is no debt
             if not self._works or (self._streams and self._ahead > 0):
@@ -265,35 +269,62 @@ class EngineLoop:
         for waiting, result in zip(batch, results, strict=True):
             waiting.future.set_result(result)
 
-    def _step(self) -> None:
-        """One step of the stream whose turn it is."""
-        job = self._streams.popleft()
+    def _round(self) -> None:
+        """One step of every open stream."""
         start = time.perf_counter()
+        jobs = [job for job in self._streams if self._goes_on(job)]
+        self._streams = deque(job for job in jobs if self._try(job, self._open))
+        self._prepare([job.stream for job in self._streams if job.stream is not None])
+        self._streams = deque(job for job in self._streams if self._try(job, self._step))
+        seconds = time.perf_counter() - start
+        self._ahead -= seconds
+        if jobs:
+            self._observer.ran("step", len(jobs), seconds)
+
+    def _prepare(self, streams: Sequence[Stream]) -> None:
+        for kind in {type(stream) for stream in streams}:
+            alike = [stream for stream in streams if type(stream) is kind]
+            if len(alike) > 1:
+                try:
+                    alike[0].prepare(alike)
+                except Exception:
+                    logger.exception("%d texts could not be read together", len(alike))  # each then reads alone
+
+    def _goes_on(self, job: StreamJob) -> bool:
+        """Whether the client is still there and in time."""
+        if job.cancelled.is_set():
+            self._end(job, None, "cancelled")
+        elif time.monotonic() > job.deadline:
+            self._end(job, TimeoutError(), "timeout")
+        else:
+            return True
+        return False
+
+    def _open(self, job: StreamJob) -> bool:
+        if job.stream is None:
+            job.stream = job.open()
+        return True
+
+    def _step(self, job: StreamJob) -> bool:
+        """Whether there is more to come."""
+        assert job.stream is not None
+        events = job.stream.step()
+        if events:
+            job.emit(events)
+        if job.stream.finished:
+            self._end(job, None, "")
+            return False
+        return True
+
+    def _try(self, job: StreamJob, part: Callable[[StreamJob], bool]) -> bool:
+        """Do a part of a job; a job that fails is ended, and it alone."""
         try:
-            if job.cancelled.is_set():
-                self._end(job, None, "cancelled")
-                return
-            if time.monotonic() > job.deadline:
-                self._end(job, TimeoutError(), "timeout")
-                return
-            if job.stream is None:
-                job.stream = job.open()
-            events = job.stream.step()
-            if events:
-                job.emit(events)
-            if job.stream.finished:
-                self._end(job, None, "")
-                return
+            return part(job)
         except Exception as error:
             if not isinstance(error, LLMRecError):
                 logger.exception("a text failed")
             self._end(job, error, "error")
-            return
-        finally:
-            seconds = time.perf_counter() - start
-            self._ahead -= seconds
-            self._observer.ran("step", 1, seconds)
-        self._streams.append(job)
+            return False
 
     def _end(self, job: StreamJob, last: Exception | None, reason: str) -> None:
         if job.stream is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from llmrec.decode.joint_read import read_together
 from llmrec.decode.text import Finished, TextSettings, TextStream
 from llmrec.decode.torch_backend import TorchBackend
 from llmrec.errors import InputError
@@ -46,6 +47,10 @@ class ServedExplanation:
     def finished(self) -> bool:
         """Whether the explanation is written."""
         return self._stream.finished
+
+    def prepare(self, together: Sequence[ServedExplanation]) -> None:
+        """Read the words of all of them in one forward."""
+        read_together([one._stream for one in together])
 
     def step(self) -> list[Explanation]:
         """Go on by at most one forward."""

@@ -42,10 +42,10 @@ def list_router(server: Server) -> APIRouter:
             wanted, note = ItemFilter(tuple(body.exclude)), ""
             if body.filters or body.allow is not None:  # compares every item of the catalogue
                 wanted, note = await asyncio.to_thread(_filter, version, body)
-            settings = ListSettings(
-                body.k, body.num_beams, body.search, body.normalise, body.exclude_history, body.diversity
-            )
-            found = await server.run(request, ListWork(version, settings, tuple(body.history), wanted))
+            serving = version.recommender.checkpoint.card.serving
+            beams = body.num_beams or max(serving.num_beams, min(body.k, version.num_items))
+            settings = ListSettings(beams, body.search, body.normalise, body.exclude_history, body.diversity)
+            found = await server.run(request, ListWork(version, settings, body.k, tuple(body.history), wanted))
             server.metrics.items.inc(len(found))
             named = [item.item_id for item in found.items[: body.explain]]
             explained = await explain_items(server, request, version, body.history, named)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llmrec.decode import text as decode_text
+from llmrec.decode.joint_read import read_together
 from llmrec.prompts.codec import SegmentCodec
 from llmrec.serve.engine import Stream
 from llmrec.serve.text import Ended, Named, Said, TextEvent, TextRequest
@@ -62,6 +65,10 @@ class ServedText:
     def finished(self) -> bool:
         """Whether the text is at its end."""
         return self._stream.finished
+
+    def prepare(self, together: Sequence[ServedText]) -> None:
+        """Read the words of all of them in one forward."""
+        read_together([text._stream for text in together])
 
     def step(self) -> list[TextEvent]:
         """Go on by at most one forward."""

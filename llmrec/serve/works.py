@@ -17,8 +17,7 @@ from llmrec.serve.engine import Work
 class ListSettings:
     """What lists of one batch have in common; see `Recommender.recommend`."""
 
-    k: int
-    num_beams: int | None
+    num_beams: int
     search: Search
     normalise: Normalise | None
     exclude_history: bool
@@ -31,20 +30,22 @@ class ListWork(Work[Recommendations]):
 
     version: CatalogVersion
     settings: ListSettings
+    k: int
     history: tuple[str, ...]
     filter: ItemFilter = field(default_factory=ItemFilter)
 
     @property
     def key(self) -> Hashable:
-        """Version and settings; each list has its own history and filter."""
-        return (id(self.version), self.settings)
+        """Version and settings; each list has its own history, filter and, of a plain beam, length."""
+        plain = self.settings.search == "beam" and not self.settings.diversity
+        return (id(self.version), self.settings, None if plain else self.k)
 
     def run(self, together: Sequence[ListWork]) -> list[Recommendations]:
         """Search all histories in one batch."""
         settings = self.settings
         return self.version.recommender.recommend_many(
             [work.history for work in together],
-            settings.k,
+            [work.k for work in together],
             filters=[work.filter for work in together],
             exclude_history=settings.exclude_history,
             num_beams=settings.num_beams,

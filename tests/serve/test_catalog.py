@@ -75,7 +75,7 @@ def test_a_request_keeps_the_version_it_began_with(serve, newer, monkeypatch):
     run = ListWork.run
 
     def hold(self, together):
-        if self.settings.k == 7:
+        if self.k == 7:
             started.set()
             assert gate.wait(20)
         return run(self, together)

@@ -29,6 +29,9 @@ class Script:
     def finished(self):
         return self.steps >= len(self.events)
 
+    def prepare(self, together):
+        """Nothing to read."""
+
     def step(self):
         self.steps += 1
         event = self.events[self.steps - 1]
@@ -355,8 +358,12 @@ def test_the_models_own_words_name_living_items_and_repeat_by_seed(serve, recomm
     (first, second), other, crowd = serve(test)
     message = first["choices"][0]["message"]
     assert message == second["choices"][0]["message"]
-    assert message == crowd[0]["choices"][0]["message"]
-    assert message != other["choices"][0]["message"] == crowd[1]["choices"][0]["message"]
+    beside = [answer["choices"][0]["message"] for answer in crowd[:2]]
+    for alone, together in zip((message, other["choices"][0]["message"]), beside, strict=True):
+        assert together["content"] == alone["content"]  # scores to the order of sums
+        assert [item["item_id"] for item in together["items"]] == [item["item_id"] for item in alone["items"]]
+        assert np.allclose(*([item["score"] for item in one["items"]] for one in (together, alone)), atol=1e-4)
+    assert message["content"] != other["choices"][0]["message"]["content"]
     named = [item["item_id"] for answer in (first, other) for item in answer["choices"][0]["message"]["items"]]
     assert named
     assert "7" not in named

@@ -57,6 +57,9 @@ class Counting:
     def finished(self):
         return self.left == 0
 
+    def prepare(self, together):
+        assert len(together) > 1
+
     def step(self):
         if self.gate is not None:
             assert self.gate.wait(10)
@@ -177,9 +180,31 @@ def test_lists_and_texts_take_turns_by_the_time_they_use(engine, monkeypatch):
         assert text.done.wait(10)
         assert text.events == list(range(29, -1, -1))
         assert text.last is None
-    # Ten units of a list to two of a step: five steps between lists; never a whole text, never none.
+    # Ten units of a list to four of a round of both texts: two or three rounds between lists (twelve units against ten,
+    # what is too much counts for the next turn); never a whole text, never none.
     order = "".join("L" if kind == "List" else "s" for kind in log.order if kind != "Echo")
-    assert order == "L" + "sssssL" * 5 + "s" * 35
+    assert order == "L" + "sssLssL" * 2 + "sssL" + "s" * 17
+
+
+def test_open_texts_are_prepared_together_and_go_on_alone_where_that_fails(engine):
+    loop, log = engine()
+    sizes = []
+
+    class Joint(Counting):
+        def prepare(self, together):
+            sizes.append(len(together))
+            raise RuntimeError("no memory")
+
+    gate, _ = blocked(loop)
+    texts = [Collected(Joint(left)) for left in (2, 4, 4)]
+    for text in texts:
+        loop.submit_stream(text.job)
+    gate.set()
+    assert all(text.done.wait(10) for text in texts)
+    assert [text.last for text in texts] == [None] * 3
+    assert [text.events[-1] for text in texts] == [0, 0, 0]
+    assert sizes == [3, 3, 2, 2]
+    assert log.lost == []
 
 
 def test_a_cancelled_text_is_closed_before_its_next_step(engine):
