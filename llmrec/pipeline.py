@@ -44,9 +44,19 @@ if TYPE_CHECKING:
     from llmrec.prompts.templates import TemplateSet
     from llmrec.recommender import Recommender
     from llmrec.sid_vocab.extend import Extension
+    from llmrec.sid_vocab.rows import Init
     from llmrec.sid_vocab.table import SIDTable
 
-__all__ = ["PipelineConfig", "RunResult", "load_recipe", "run_folder", "run_pipeline", "sid_parts"]
+__all__ = [
+    "PipelineConfig",
+    "RunResult",
+    "extended_base",
+    "load_recipe",
+    "quiet_libraries",
+    "run_folder",
+    "run_pipeline",
+    "sid_parts",
+]
 
 TRAIN_VERSION = 1  # raise it when the same settings train another model, so that cached stages run anew
 EVAL_VERSION = 1  # likewise for evaluations
@@ -132,6 +142,7 @@ class _Run:
         }
         if name == "cpt":
             own |= {"base": config.base.model_dump(mode="json"), "init": config.init, "seed": config.seed}
+            own |= config.model_dump(include={"pad_to_multiple", "spare_rows_only"}, exclude_defaults=True)
             own["base_files"] = _stamps(Path(config.base.model or "").expanduser()) if config.base.model else {}
         if self.folder / name == self.final:  # only this checkpoint is asked
             own["serving"] = {**config.serving.model_dump(mode="json"), "normalise": config.normalise}
@@ -155,7 +166,7 @@ class _Run:
         from llmrec.folders import written_beside
         from llmrec.models import model_folder
 
-        _quiet_libraries()
+        quiet_libraries()
         if self.config.base.model:
             model_folder(self.config.base.model)  # a base that is not there shall not come out after minutes of work
         made = build.build_table_of(self.config.sid, self.dataset)
@@ -168,7 +179,7 @@ class _Run:
         from llmrec.train import cpt, sft
         from llmrec.train.stage import run_stage
 
-        _quiet_libraries()
+        quiet_libraries()
         config, stage = self.config, self.config.stages[name]
         cpt_folder = self.folder / "cpt"
         start: Checkpoint | None = None
@@ -233,18 +244,9 @@ class _Run:
 
     def _extended_base(self) -> tuple[Any, Extension]:
         """The base with untrained SID rows."""
-        from llmrec.sid_vocab.extend import extend_vocabulary
         from llmrec.sid_vocab.table import SIDTable
-        from llmrec.train.base import make_base
 
-        catalog = self.dataset.catalog
-        model, tokenizer = make_base(self.config.base, catalog.texts(), self.config.seed)
-        table: SIDTable = SIDTable.load(self.folder / "sid")
-        titles = {item_id: catalog.title(item_id) for item_id in catalog.item_ids}
-        extension = extend_vocabulary(
-            model, tokenizer, table, init=self.config.init, item_texts=titles, seed=self.config.seed
-        )
-        return model, extension
+        return extended_base(self.config, self.dataset, SIDTable.load(self.folder / "sid"))
 
     def _evaluate(self, name: str, key: str) -> None:
         from llmrec.decode.searcher import Searcher
@@ -255,7 +257,7 @@ class _Run:
         from llmrec.prompts.renderer import Renderer
         from llmrec.recommender import Recommender
 
-        _quiet_libraries()
+        quiet_libraries()
         config = self.config
         recommender = Recommender.load(self.final)
         models = {"llmrec": Generator.of_recommender(recommender, label="llmrec")}
@@ -342,6 +344,28 @@ def run_folder(config: PipelineConfig, root: Path) -> Path:
     return root / config.name
 
 
+def extended_base(
+    config: PipelineConfig, dataset: Dataset, table: SIDTable, init: Init | None = None
+) -> tuple[Any, Extension]:
+    """The recipe's base with untrained rows for the tokens of `table`; `init` replaces the recipe's."""
+    from llmrec.sid_vocab.extend import extend_vocabulary
+    from llmrec.train.base import make_base
+
+    catalog = dataset.catalog
+    model, tokenizer = make_base(config.base, catalog.texts(), config.seed)
+    extension = extend_vocabulary(
+        model,
+        tokenizer,
+        table,
+        init=init or config.init,
+        item_texts={item_id: catalog.title(item_id) for item_id in catalog.item_ids},
+        seed=config.seed,
+        pad_to_multiple=config.pad_to_multiple,
+        grow=not config.spare_rows_only,
+    )
+    return model, extension
+
+
 def sid_parts(config: PipelineConfig, dataset: Dataset) -> dict[str, Any]:
     """What the SIDs of a run depend on; a run whose stage ``sid`` was made of these has the SIDs of `config`."""
     sid = config.sid
@@ -354,7 +378,7 @@ def sid_parts(config: PipelineConfig, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Progress bars and notes of libraries off: the stages tell their own progress."""
     from datasets.utils.logging import disable_progress_bar
     from transformers.utils import logging

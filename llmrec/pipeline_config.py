@@ -44,7 +44,11 @@ class PipelineConfig(Config):
     sid: SIDConfig = Field(default_factory=SIDConfig)
     """How items get their Semantic IDs."""
     init: Init = "title_mean"
-    """How SID rows start."""
+    """How SID rows start (`llmrec.sid_vocab.rows`); ``llmrec sid init-report`` compares the ways on a recipe."""
+    pad_to_multiple: int | None = Field(default=None, ge=1)
+    """Round the rows of embedding and head up to a multiple of this; 64 suits tensor cores."""
+    spare_rows_only: bool = False
+    """Whether SID tokens must fit into the rows that the base has to spare (Qwen3 has 267), so that no matrix grows."""
     flow: Flow = "extended_base"
     """Where SID rows live."""
     prompts: str | None = None
@@ -75,6 +79,8 @@ class PipelineConfig(Config):
             problems.append("sft.method must be lora: full fine-tuning belongs to cpt")
         if self.sft is not None and self.sft.train_sid_rows and self.flow == "extended_base":
             problems.append('sft.train_sid_rows must be false in flow "extended_base": the rows belong to the base')
+        if self.pad_to_multiple and self.spare_rows_only:
+            problems.append("pad_to_multiple adds rows, which spare_rows_only forbids: give one of them")
         if problems:
             raise ValueError("; ".join(problems))
         return self

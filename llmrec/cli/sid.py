@@ -72,6 +72,31 @@ def report(
         typer.echo(f"page: {output}", err=as_json)
 
 
+@app.command("init-report")
+def init_report(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A pipeline recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changed settings, such as cpt.epochs=2.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="First steps of cpt that each start is trained for.")] = 20,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs; SIDs are fitted there where they are not.")] = Path(
+        "runs"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compare how the rows of SID tokens may start: the first steps of a recipe's training, once for each way."""
+    from rich.console import Console
+
+    from llmrec.cli.sid_init import print_init_report, run_init_report
+
+    progress = Console(soft_wrap=True, highlight=False, stderr=as_json)
+    report = run_init_report(recipe, overrides or [], runs, steps, progress)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        print_init_report(report, progress)
+
+
 @app.command()
 def assign(
     source: Annotated[Path, _SOURCE],

@@ -17,6 +17,8 @@ from llmrec.sid_vocab.build import SIDConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llmrec.data.dataset import Dataset
+
 
 class SIDRecipe(Config):
     """A recipe of SIDs alone: what `llmrec sid fit` needs of a pipeline's."""
@@ -50,8 +52,8 @@ def load_sid_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Pipelin
     return build_config(SIDRecipe, given, source=path.name)
 
 
-def fit_sids(config: PipelineConfig | SIDRecipe, runs: Path, console: Console) -> Path:
-    """Fit into ``runs/NAME/sid``, unless that is done; gives the folder."""
+def fit_sids(config: PipelineConfig | SIDRecipe, runs: Path, console: Console, dataset: Dataset | None = None) -> Path:
+    """Fit into ``runs/NAME/sid``, unless that is done; gives the folder. Read data may be handed in."""
     from transformers.utils import logging
 
     from llmrec.data.dataset import read_data
@@ -60,7 +62,7 @@ def fit_sids(config: PipelineConfig | SIDRecipe, runs: Path, console: Console) -
     from llmrec.sid_vocab.build import build_table_of
     from llmrec.stages import StageCache
 
-    dataset = read_data(config.data)
+    dataset = dataset or read_data(config.data)
     for line in dataset.report.lines():
         console.print(f" data  {line}", markup=False)
     folder = runs / config.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from llmrec.data.dataset import Dataset
 from llmrec.errors import InputError
 from llmrec.prompts.renderer import Renderer
 from llmrec.prompts.task import hash_number
+from llmrec.sid_vocab.table import SIDTable
 from llmrec.train.batches import Batches, build_batches, collate, valid_batches
 from llmrec.train.config import StageConfig
 from llmrec.train.log import TrainingLog
@@ -89,19 +91,16 @@ def run_stage(
     state = last_state(work)
     require_room(name, model, work, -(-steps // config.save_steps))
     progress = LogCallback(training_log, tokens=batches.tokens, console=console)
-    pad_id = tokenizer.pad_token_id or 0  # any id does: padding lies behind all that is read
-    trainer = RecommenderTrainer(
+    trainer = stage_trainer(
+        config,
+        stage_arguments(config, steps, work, fresh=state is None),
         model=model,
-        args=_arguments(config, steps, work, fresh=state is None),
-        train_dataset=batches.dataset,
-        eval_dataset=_valid_dataset(config, renderer, dataset, window),
-        processing_class=tokenizer,
-        data_collator=lambda rows: collate(rows, pad_id),
-        callbacks=[progress, *callbacks],
+        tokenizer=tokenizer,
         table=renderer.table,
-        stage=config,
+        train=batches.dataset,
+        valid=valid_dataset(config, renderer, dataset, window),
+        callbacks=[progress, *callbacks],
     )
-    trainer.remove_callback(PrinterCallback)
     if state:
         console.print(f"{name:>4}  resuming from {state.name.replace('checkpoint-', 'step ')}", highlight=False)
     try:
@@ -120,13 +119,48 @@ def run_stage(
     )
 
 
+def stage_trainer(
+    config: StageConfig,
+    arguments: SFTConfig,
+    *,
+    model: Any,
+    tokenizer: Any,
+    table: SIDTable,
+    train: Any,
+    valid: Any,
+    callbacks: list[TrainerCallback],
+) -> RecommenderTrainer:
+    """The trainer of a stage over the batches `train` and `valid`, silent but for its callbacks."""
+    pad_id = tokenizer.pad_token_id or 0  # any id does: padding lies behind all that is read
+    trainer = RecommenderTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=valid,
+        processing_class=tokenizer,
+        data_collator=lambda rows: collate(rows, pad_id),
+        callbacks=callbacks,
+        table=table,
+        stage=config,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
 def _evaluate_every(config: StageConfig, steps: int) -> int:
     return max(1, steps // (config.evaluations - 1))
 
 
-def _arguments(config: StageConfig, steps: int, work: Path, *, fresh: bool) -> SFTConfig:
+def stage_arguments(config: StageConfig, steps: int, work: Path, *, fresh: bool, **changes: Any) -> SFTConfig:
+    """TRL's settings for a stage of `steps` optimizer steps; `changes` replace some.
+
+    Args:
+        work: folder of the states to resume from.
+        fresh: whether to measure the valid loss before the first step; a resumed run has that already.
+    """
     on_gpu = torch.cuda.is_available()
-    return SFTConfig(
+    settings = partial(
+        SFTConfig,
         output_dir=str(work),
         per_device_train_batch_size=1,  # a row of the data set is a batch
         per_device_eval_batch_size=1,
@@ -161,9 +195,10 @@ def _arguments(config: StageConfig, steps: int, work: Path, *, fresh: bool) -> S
         remove_unused_columns=False,
         disable_tqdm=True,
     )
+    return settings(**changes)
 
 
-def _valid_dataset(config: StageConfig, renderer: Renderer, dataset: Dataset, window: int) -> Any:
+def valid_dataset(config: StageConfig, renderer: Renderer, dataset: Dataset, window: int) -> Any:
     """Valid targets of users chosen by hash, behind their train histories. Nothing is fitted on them."""
     split = dataset.split
     known = set(renderer.table.item_ids)

@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 from llmrec.train import cpt, trainer
 from llmrec.train.batches import IGNORED, Batches, build_batches, collate, valid_batches
 from llmrec.train.config import StageConfig, TaskMix
-from llmrec.train.stage import _arguments, train_sequences
+from llmrec.train.stage import stage_arguments, train_sequences
 from llmrec.train.states import last_state
 from llmrec.train.trainer import RecommenderTrainer
 from tests.train.conftest import World
@@ -47,7 +47,7 @@ def make_trainer(
     world: World, config: StageConfig, rows: Dataset, folder: Path, **arguments: Any
 ) -> tuple[RecommenderTrainer, Recorder]:
     steps = -(-len(rows) // config.gradient_accumulation)
-    args = _arguments(config, steps, folder, fresh=False)
+    args = stage_arguments(config, steps, folder, fresh=False)
     for name, value in {"eval_strategy": "no", **arguments}.items():
         setattr(args, name, value)
     recorder = Recorder(world.tokenizer.pad_token_id)
@@ -96,7 +96,7 @@ def test_nothing_private_is_overridden_or_used(world: World, tmp_path: Path) -> 
     config, batches = make_batches(world)
     plain = SFTTrainer(
         model=world.model,
-        args=_arguments(config, 1, tmp_path, fresh=True),
+        args=stage_arguments(config, 1, tmp_path, fresh=True),
         train_dataset=batches.dataset,
         eval_dataset=batches.dataset,
         processing_class=world.tokenizer,
