@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("llmrec.cli.data", "Look at a data set before training on it."),
     "sid": ("llmrec.cli.sid", "Fit Semantic IDs, judge them, and give new items SIDs."),
     "eval": ("llmrec.cli.eval", "Judge a checkpoint or a file of predictions beside the baselines."),
+    "prefer": ("llmrec.cli.prefer", "Preference data: chosen and rejected items, and where every pair is from."),
     "recommend": ("llmrec.cli.recommend", "The next items for a history, or for a file of users."),
     "explain": ("llmrec.cli.explain", "Why an item fits a history, in the model's words."),
     "serve": ("llmrec.cli.serve", "A checkpoint behind HTTP: recommendations, and chat for OpenAI clients."),
