@@ -108,7 +108,7 @@ def assign_version(
     if fresh and given:
         quantizer = _quantizer(source)
         config = _with_vectors(source.sid.embeddings, vectors, vector_ids)
-        made, notes = _embed(source, config, fresh, [given.text(item_id) for item_id in fresh])
+        made, notes = _embed(source, config, quantizer, fresh, [given.text(item_id) for item_id in fresh])
         rows = np.zeros((len(ids), made.shape[1]), np.float32)
         rows[[item_id not in old for item_id in ids]] = made
         found, more = _drift(source, catalog, quantizer, made)
@@ -177,9 +177,13 @@ def _with_vectors(config: EmbeddingConfig, path: Path | None, ids: Path | None) 
 
 
 def _embed(
-    source: SIDSource, config: EmbeddingConfig, item_ids: Sequence[str], texts: Sequence[str]
+    source: SIDSource,
+    config: EmbeddingConfig,
+    quantizer: FittedQuantizer,
+    item_ids: Sequence[str],
+    texts: Sequence[str],
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(n, dim) vectors of items without behaviour in the space of the codebooks, and notes."""
+    """(n, dim) vectors of items without behaviour in the space that was quantised, and notes."""
     from transformers.utils import logging
 
     from llmrec.sid_vocab.build import HEAD_FILE
@@ -189,7 +193,7 @@ def _embed(
 
     logging.disable_progress_bar()
     head = AlignmentHead.load(source.fit / HEAD_FILE) if config.fusion == "align" else None
-    dim = source.table.codebooks[0].shape[1]
+    dim = quantizer.reconstruct(np.zeros((1, 1), np.int32)).shape[1]  # an RQ-VAE's codebooks are of another space
     made = embed_new_items(config, item_ids, texts, dim, head, cache=default_cache())
     return made.vectors, made.notes
 
@@ -197,16 +201,19 @@ def _embed(
 def _drift(
     source: SIDSource, catalog: Catalog, quantizer: FittedQuantizer, vectors: np.ndarray
 ) -> tuple[Drift | None, tuple[str, ...]]:
-    """Drift against old active items, chosen by the hash of their id and embedded as if they were new."""
+    """Drift against active items of the fit, chosen by the hash of their id and embedded as if they were new.
+
+    Items of later versions are no measure: the codebooks were not fitted to them, and drift would creep.
+    """
     config = source.sid.embeddings
     if config.source == "file" and not Path(str(config.path)).expanduser().is_file():
         return None, (f"drift was not measured: {config.path}, with the vectors of the old items, is gone",)
-    status = source.table.status
-    active = [item_id for item_id, one in zip(source.table.item_ids, status, strict=True) if one == ACTIVE]
+    fitted, status = source.table.item_ids[: source.num_fitted], source.table.status[: source.num_fitted]
+    active = [item_id for item_id, one in zip(fitted, status, strict=True) if one == ACTIVE]
     chosen = sorted((item_id for item_id in active if item_id in catalog), key=_hash)[:_REFERENCE]
     if not chosen:
-        return None, ("drift was not measured: the catalogue has no active item of the table",)
-    old, _ = _embed(source, config, chosen, [catalog.text(item_id) for item_id in chosen])
+        return None, ("drift was not measured: the catalogue has no active item of the fit",)
+    old, _ = _embed(source, config, quantizer, chosen, [catalog.text(item_id) for item_id in chosen])
     return drift(quantizer, vectors, old), ()
 
 
@@ -254,6 +261,7 @@ def _write(output: Path, source: SIDSource, result: NewVersion, catalog: pl.Data
         "data": source.data.model_dump(mode="json"),
         "text_fields": list(kept.text_fields),
         "attributes": list(kept.attributes),
+        "num_fitted": source.num_fitted,
     }
     with written_beside(output) as work:
         result.assigned.table.save(work)

@@ -36,6 +36,8 @@ class SIDSource:
     """1 for a table as it was fitted."""
     fit: Path
     """The folder in which the fit left what the table does not hold (report, state of the quantiser)."""
+    num_fitted: int
+    """Rows of the table that the fit made, which are the first ones; those behind them came in later versions."""
 
     def read_catalog(self) -> Catalog:
         """The catalogue beside the table, else the data set's."""
@@ -65,7 +67,9 @@ def _version(folder: Path) -> SIDSource:
     record = _read_json(folder / RECORD)
     sid, data = _settings(record, folder / RECORD)
     fields = tuple(record["text_fields"]), tuple(record["attributes"])
-    return SIDSource(folder, _load(folder), sid, data, _catalog(folder, *fields), int(record["version"]), folder)
+    table = _load(folder)
+    fitted = int(record.get("num_fitted", table.num_items))  # older folders lack it
+    return SIDSource(folder, table, sid, data, _catalog(folder, *fields), int(record["version"]), folder, fitted)
 
 
 def _checkpoint(folder: Path) -> SIDSource:
@@ -74,7 +78,8 @@ def _checkpoint(folder: Path) -> SIDSource:
     card = Card.read(folder)
     sid, data = _settings(card.recipe, folder / "llmrec.json")
     catalog = _catalog(folder, card.catalog.text_fields, card.catalog.attributes)
-    return SIDSource(folder, _load(folder), sid, data, catalog, 1, folder.absolute().parent / "sid")
+    table, fit = _load(folder), folder.absolute().parent / "sid"
+    return SIDSource(folder, table, sid, data, catalog, 1, fit, table.num_items)
 
 
 def _fitted(folder: Path) -> SIDSource:
@@ -85,7 +90,7 @@ def _fitted(folder: Path) -> SIDSource:
     if not recipe.is_file():
         raise InputError(f"{folder} has a SID table, but {recipe} with its settings is missing.", hint=_HINT)
     sid, data = _settings(parse_yaml(recipe.read_text(encoding="utf-8"), source=str(recipe)), recipe)
-    return SIDSource(folder, table, sid, data, None, 1, folder)
+    return SIDSource(folder, table, sid, data, None, 1, folder, table.num_items)
 
 
 def _settings(recipe: Any, where: Path) -> tuple[SIDConfig, DataConfig]:

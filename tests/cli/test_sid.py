@@ -133,6 +133,52 @@ def test_mistakes_leave_nothing_behind(llmrec, tmp_path, arrivals):
     assert not (tmp_path / "v2").exists()
 
 
+@pytest.mark.parametrize(
+    ("strategy", "quantizer"), [("suffix", "rq-vae"), ("reassign", "rq-kmeans"), ("sinkhorn", "opq"), ("share", "opq")]
+)
+def test_versions_of_other_strategies_and_quantizers(llmrec, tmp_path, strategy, quantizer):
+    recipe = write_recipe(tmp_path)
+    size = "[6,40]" if strategy in ("reassign", "sinkhorn") else "6"
+    changes = [f"sid.collisions.strategy={strategy}", f"sid.quantizer.name={quantizer}"]
+    assert llmrec("sid", "fit", recipe, *changes, f"sid.quantizer.codebook_size={size}")[0] == 0
+    old = SIDTable.load(tmp_path / "runs/tiny/sid")
+
+    def arrive(source, output, names, vectors, *words):
+        items = "".join(json.dumps({"item_id": name, "title": name, "genres": [], "year": 1}) + "\n" for name in names)
+        (tmp_path / "new.jsonl").write_text(items)
+        (tmp_path / "new_ids.txt").write_text("\n".join(names) + "\n")
+        np.save(tmp_path / "new.npy", vectors.astype(np.float32))
+        given = ["--items", "new.jsonl", "--vectors", "new.npy", "--ids", "new_ids.txt"]
+        return llmrec("sid", "assign", source, *given, "--output", output, *words)
+
+    # Items like the old ones fit; the first is the twin of one that retires.
+    known = np.load(tmp_path / "vectors.npy")
+    (tmp_path / "gone.txt").write_text("1\n2\n")
+    alike = known[:10] + np.repeat([[0.0], [0.05]], [1, 9], axis=0)
+    words = ["--retire", "gone.txt", "--json"]
+    code, out, err = arrive("runs/tiny", "v2", [f"n{number}" for number in range(10)], alike, *words)
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert (told["retired"], told["drift"]["refit_due"]) == (["1", "2"], False)
+    assert (told["drift"]["items"], told["drift"]["reference_items"]) == (10, 60)
+    # Without a suffix a twin finds its place taken: a tenth of such items is a reason to fit anew, whatever the drift.
+    assert told["refit_due"] is (strategy in ("reassign", "sinkhorn"))
+    assert (told["added"]["n0"] == old.text("1")) is (strategy == "share")
+    assert ("n0" in told["sharing"]) is (strategy == "share")
+    if strategy != "share":
+        table = SIDTable.load(tmp_path / "v2")
+        assert len(set(map(tuple, table.codes.tolist()))) == 70
+
+    # Items unlike all old ones get SIDs as well, and a warning.
+    far = 9 * np.random.default_rng(2).normal(size=(12, 16))
+    code, out, err = arrive("v2", "v3", [f"far{number}" for number in range(12)], far)
+    assert code == 0
+    assert "refit is due" in err
+    assert "100% above the old ones' 95th percentile" in out
+    record = json.loads((tmp_path / "v3" / "sid_version.json").read_text())
+    assert (record["num_fitted"], record["drift"]["reference_items"]) == (60, 58)  # items of v2 are no measure
+
+
 def test_an_old_run_takes_the_new_version(llmrec, tmp_path, tiny_run, arrivals):
     _, result, _ = tiny_run
     shutil.copytree(result.folder, tmp_path / "old")

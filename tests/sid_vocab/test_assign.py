@@ -7,14 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrec import recipes
 from llmrec.checkpoint_checks import require_descendant
 from llmrec.errors import InputError
+from llmrec.prompts.templates import TemplateSet
 from llmrec.recommender import Recommender
 from llmrec.sid_vocab.assign import drift, next_version
 from llmrec.sid_vocab.collisions import CollisionConfig, resolve_collisions
-from llmrec.sid_vocab.rq_kmeans import ResidualCodebooks
+from llmrec.sid_vocab.extend import extend_vocabulary
+from llmrec.sid_vocab.product import ProductConfig
+from llmrec.sid_vocab.quantizer import FittedQuantizer, make_quantizer
+from llmrec.sid_vocab.rq_kmeans import ResidualCodebooks, RQKMeansConfig
+from llmrec.sid_vocab.rq_vae import RQVAEConfig
 from llmrec.sid_vocab.table import SIDTable
-from llmrec.testing.checkpoints import tiny_parts
+from llmrec.testing.checkpoints import TinyParts, tiny_catalog
+from llmrec.testing.worlds import tiny_items, tiny_model, tiny_tokenizer
 
 
 def world(strategy: str, seed: int = 0, num_items: int = 20) -> tuple[SIDTable, ResidualCodebooks, np.ndarray]:
@@ -34,7 +41,7 @@ def world(strategy: str, seed: int = 0, num_items: int = 20) -> tuple[SIDTable, 
 NEW = [f"new {row}" for row in range(12)]
 
 
-@given(seed=st.integers(0, 5000), strategy=st.sampled_from(["suffix", "reassign"]), data=st.data())
+@given(seed=st.integers(0, 5000), strategy=st.sampled_from(["suffix", "reassign", "sinkhorn"]), data=st.data())
 def test_no_sid_moves_and_none_comes_back(seed: int, strategy: str, data: st.DataObject) -> None:
     table, fitted, vectors = world(strategy, seed)
     gone = data.draw(st.sets(st.sampled_from(table.item_ids), max_size=20))
@@ -112,14 +119,73 @@ def test_drift_is_seen_where_it_is_and_only_there() -> None:
     assert not drift(fitted, 3 * rng.normal(size=(1, 6)), near[:3]).refit_due  # one item proves nothing
 
 
-def test_an_old_checkpoint_recommends_added_items_and_never_retired_ones(tmp_path) -> None:
-    parts = tiny_parts()
+QUANTIZERS = {
+    "rq-kmeans": RQKMeansConfig(num_levels=2, codebook_size=6),
+    "opq": ProductConfig(name="opq", num_levels=2, codebook_size=6),
+    "rq-vae": RQVAEConfig(num_levels=2, codebook_size=6, latent_size=4, hidden_sizes=[8], epochs=20),
+}
+
+
+def trained(strategy: str, quantizer: str) -> tuple[TinyParts, FittedQuantizer, np.ndarray]:
+    """A model over SIDs that were fitted to 60 vectors; their vectors, then 12 of items to come."""
+    rng = np.random.default_rng(4)
+    vectors = rng.normal(size=(4, 8))[rng.integers(0, 4, 72)] + 0.4 * rng.normal(size=(72, 8))
+    old = vectors[:60].astype(np.float32)
+    config = QUANTIZERS[quantizer]
+    # without a suffix a prefix has room for one item per last code
+    wide = config.model_copy(update={"codebook_size": [6, 40]}) if strategy in ("reassign", "sinkhorn") else config
+    fitted = make_quantizer(wide).fit(old)
+    collisions = CollisionConfig.model_validate({"strategy": strategy})
+    sizes = tuple(len(book) for book in fitted.codebooks)
+    solved = resolve_collisions(fitted.encode(old), sizes, collisions, vectors=old, quantizer=fitted)
+    ids = tuple(item["item_id"] for item in tiny_items())
+    table = SIDTable(ids, solved.codes, solved.codebook_sizes, solved.has_suffix, codebooks=fitted.codebooks)
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer)
+    extension = extend_vocabulary(model, tokenizer, table, init="random")
+    templates = TemplateSet.load(recipes.folder("prompts"))
+    return TinyParts(model, tokenizer, extension.table, tiny_catalog(), templates), fitted, vectors
+
+
+@pytest.mark.parametrize(
+    ("strategy", "quantizer"),
+    [
+        ("suffix", "rq-kmeans"), ("reassign", "rq-kmeans"), ("sinkhorn", "rq-kmeans"), ("share", "rq-kmeans"),
+        ("suffix", "rq-vae"), ("reassign", "rq-vae"), ("share", "opq"), ("reassign", "opq"),
+    ],
+)  # fmt: skip
+def test_an_old_checkpoint_recommends_added_items_and_never_retired_ones(strategy, quantizer, tmp_path) -> None:
+    parts, fitted, vectors = trained(strategy, quantizer)
     checkpoint = parts.write(tmp_path / "cpt")
-    fitted = ResidualCodebooks(parts.table.codebooks)
-    vectors = np.random.default_rng(3).normal(size=(4, 3))
-    made = next_version(parts.table, fitted, ["n1", "n2", "n3", "n4"], vectors, retire=["5", "10"])
-    made.table.save(tmp_path / "v2")
-    recommender = Recommender.load(checkpoint.folder, dtype="float32", table=SIDTable.load(tmp_path / "v2"))
-    for history in ([], ["7", "5"], ["n1", "n3"]):
-        answer = {item.item_id for item in recommender.recommend(history, k=100, exclude_history=False, search="exact")}
-        assert answer == {*parts.table.item_ids, *made.added} - {"5", "10"}
+    share = strategy == "share"
+    # The last item to come is the twin of one that retires: it would have its very codes.
+    to_come = np.concatenate([vectors[60:71], vectors[4:5]])
+    first = next_version(parts.table, fitted, NEW[:6], to_come[:6], retire=["5", "10"], share=share)
+    second = next_version(first.table, fitted, NEW[6:], to_come[6:], retire=["12", NEW[0]], share=share)
+    gone = {"5", "10", "12", NEW[0]}
+    table = second.table
+    require_descendant(parts.table, first.table)
+    require_descendant(first.table, table)
+    if share:
+        assert table.text(NEW[-1]) == table.text("5")
+    else:
+        assert len(set(map(tuple, table.codes.tolist()))) == 72  # no SID is given twice, a retired item's neither
+    table.save(tmp_path / "v3")
+    recommender = Recommender.load(checkpoint.folder, dtype="float32", table=SIDTable.load(tmp_path / "v3"))
+    living = {*parts.table.item_ids, *NEW} - gone
+    for history in ([], ["7", "5"], [NEW[1], NEW[0]]):
+        answer = [item.item_id for item in recommender.recommend(history, k=100, exclude_history=False, search="exact")]
+        assert len(answer) == len(set(answer))
+        assert set(answer) == living
+        beam = recommender.recommend(history, k=100, exclude_history=False, num_beams=100)
+        assert {item.item_id for item in beam} <= living
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_drift_of_every_kind_of_quantizer(quantizer) -> None:
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=(4, 8))
+    near = (centres[rng.integers(0, 4, 700)] + 0.2 * rng.normal(size=(700, 8))).astype(np.float32)
+    fitted = make_quantizer(QUANTIZERS[quantizer]).fit(near[:400])
+    assert not drift(fitted, near[500:], near[400:500]).refit_due
+    assert drift(fitted, 2 * rng.normal(size=(60, 8)).astype(np.float32), near[400:]).refit_due
