@@ -106,7 +106,7 @@ class Reward(ABC):
     config_class: ClassVar[type[RewardConfig]] = RewardConfig
     needs: ClassVar[tuple[str, ...]] = ()
     """Fields of `RewardContext` that must be there."""
-    reads: ClassVar[tuple[str, ...]] = ("target",)
+    reads: tuple[str, ...] = ("target",)
     """Columns that must be there."""
 
     def __init__(self, context: RewardContext, config: Any = None) -> None:
