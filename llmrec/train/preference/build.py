@@ -9,13 +9,16 @@ Everything that is left out on the way is in `Preferences.drops`.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from llmrec.checkpoint import Checkpoint
 from llmrec.data.dataset import Dataset
 from llmrec.errors import DataError, InputError
 from llmrec.recommender import Recommender
+from llmrec.sid_vocab.table import SIDTable
 from llmrec.train.preference.answers import Answers, Progress
 from llmrec.train.preference.config import NegativesConfig, PreferConfig
 from llmrec.train.preference.contexts import Context, Drops, select_contexts
@@ -25,6 +28,8 @@ from llmrec.train.preference.model_negatives import beam_source, rejection_sampl
 from llmrec.train.preference.negatives import Rejected, SamePrefix, Source, popular_source, random_source
 from llmrec.train.preference.pairs import PreferenceRow, check_rows
 from llmrec.train.preference.scored import BaselineScorer, ItemScorer, scored_rows
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ def make_preferences(
         sources = _sources(config.negatives, config.seed, dataset, checkpoint, answers)
         iteration = config.negatives.self_play.iteration if config.negatives.self_play else 0
         rows = _event_rows(contexts, sources, iteration, drops)
+    rows = _without_twins(rows, table, drops)
     kept = without_targets(rows, split)
     drops.rows["a valid or test item of the user is chosen or rejected"] += len(rows) - len(kept)
     if not kept:
@@ -165,3 +171,32 @@ def _event_rows(contexts: list[Context], sources: list[Source], iteration: int, 
             )
         )
     return rows
+
+
+def _without_twins(rows: Sequence[PreferenceRow], table: SIDTable, drops: Drops) -> list[PreferenceRow]:
+    """The rows without rejected items that share the chosen one's SID: no model can tell the two apart."""
+    sid_of = dict(zip(table.item_ids, map(tuple, table.codes.tolist()), strict=True))
+    found = []
+    for row in rows:
+        kept = [place for place, item in enumerate(row.rejected) if sid_of[item] != sid_of[row.chosen]]
+        for place in set(range(len(row.rejected))).difference(kept):
+            drops.items[f"{row.source[place]}: the chosen item's SID"] += 1
+        if not kept:
+            drops.rows["no rejected item is left"] += 1
+        elif len(kept) == len(row.rejected):
+            found.append(row)
+        else:
+            found.append(
+                replace(
+                    row,
+                    rejected=_at(row.rejected, kept),
+                    source=_at(row.source, kept),
+                    weights=_at(row.weights, kept),
+                    scores=_at(row.scores, kept),
+                )
+            )
+    return found
+
+
+def _at(values: Sequence[T], places: Sequence[int]) -> tuple[T, ...]:
+    return tuple(values[place] for place in places)

@@ -4,8 +4,7 @@ import pytest
 
 from llmrec import recipes
 from llmrec.config import build_config, load_config
-from llmrec.errors import ConfigError, DataError, InputError
-from llmrec.train.preference.build import make_preferences
+from llmrec.errors import ConfigError
 from llmrec.train.preference.config import PreferConfig
 
 SHIPPED = sorted((recipes.folder("train") / "preference").glob("*.yaml"))
@@ -53,14 +52,3 @@ def test_mistakes_are_named(values, told):
     with pytest.raises(ConfigError) as caught:
         build_config(PreferConfig, {"name": "n", **values}, source="recipe")
     assert told in str(caught.value)
-
-
-def test_a_recipe_that_asks_a_model_needs_one(recipe, tiny_dataset, checkpoint):
-    with pytest.raises(InputError, match="asks the model, and there is none"):
-        make_preferences(recipe(negatives={"beams": {}}), tiny_dataset, checkpoint)
-
-
-def test_no_row_at_all_says_why(recipe, tiny_dataset, checkpoint):
-    config = recipe(negatives={"random": {}}, min_history=500)
-    with pytest.raises(DataError, match="40 users with too few train events"):
-        make_preferences(config, tiny_dataset, checkpoint)
