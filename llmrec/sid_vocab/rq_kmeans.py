@@ -1,17 +1,15 @@
 """RQ-KMeans: k-means on the vectors, then on what is left of them, level by level.
 
 The quantiser of OneRec (Deng et al. 2025) and of MiniOneRec's "rqkmeans"; simpler than TIGER's RQ-VAE and without its
-codebook collapse. Departures: clusters are not balanced by force (`balanced.py` and `sinkhorn.py` do that), and vectors
-are encoded in float64 by a plain nearest-centroid search, so that an item gets the same codes alone, in a batch and on
-any number of threads.
+codebook collapse. Departure: clusters are not balanced by force (`balanced.py` and `sinkhorn.py` do that).
 
-Clustering is faiss's k-means on one thread: 12,000 x 384 vectors into 3 x 256 codes take about ten CPU seconds.
+Clustering is `lloyd.py`, encoding `beam_encode.py`; both decide as float64 would, so that an item gets the same codes
+alone, in a batch and on any number of threads. What they cost: ``llmrec bench sid``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -20,6 +18,8 @@ from pydantic import Field, model_validator
 
 from llmrec.config import Config
 from llmrec.errors import InputError
+from llmrec.sid_vocab.beam_encode import encode_greedy
+from llmrec.sid_vocab.lloyd import Lloyd
 from llmrec.sid_vocab.vectors import require_vectors
 
 _ENCODE_ROWS = 8192  # rows per distance matrix: 16 MB at 256 codes
@@ -79,8 +79,7 @@ class ResidualCodebooks:
             DataError: vectors with NaN, infinity or of zero length.
             InputError: vectors of another width than the codebooks'.
         """
-        require_width(vectors, self.codebooks[0].shape[1])
-        return greedy_codes(vectors, self.codebooks)
+        return encode_greedy(vectors, self.codebooks)
 
     def encode_jointly(self, vectors: np.ndarray) -> np.ndarray:
         """The same as `encode`: no row minds the others."""
@@ -100,7 +99,7 @@ class ResidualCodebooks:
 
 
 class RQKMeans:
-    """Residual k-means (faiss).
+    """Residual k-means.
 
     Example:
         >>> fitted = RQKMeans(RQKMeansConfig(num_levels=2, codebook_size=4)).fit(np.random.rand(50, 8))
@@ -128,15 +127,8 @@ class RQKMeans:
 
 
 def greedy_codes(vectors: np.ndarray, books: Sequence[np.ndarray]) -> np.ndarray:
-    """(n, num_levels) int32 codes of (n, dim) vectors: level by level the nearest to what is left."""
-    codes = np.empty((len(vectors), len(books)), np.int32)
-    for start in range(0, len(vectors), _ENCODE_ROWS):  # so that a million vectors are never copied at once
-        rows = slice(start, start + _ENCODE_ROWS)
-        residual = vectors[rows].astype(np.float64)
-        for level, book in enumerate(books):
-            codes[rows, level] = nearest(residual, book)
-            residual -= book[codes[rows, level]]
-    return codes
+    """`encode_greedy` of (n, dim) vectors that a network made or that are left of others: they may be zero."""
+    return encode_greedy(vectors, books, zeros=True)
 
 
 def residual_levels(vectors: np.ndarray, sizes: Sequence[int], iterations: int, seed: int) -> tuple[np.ndarray, ...]:
@@ -151,22 +143,14 @@ def residual_levels(vectors: np.ndarray, sizes: Sequence[int], iterations: int, 
     for level, size in enumerate(sizes):
         require_rest(residual, energy, sizes[:level])
         books.append(kmeans(residual, size, iterations, seed + level))
-        residual -= books[-1][nearest(residual, books[-1])]
+        if level + 1 < len(sizes):
+            residual -= books[-1][greedy_codes(residual, books[-1:])[:, 0]]
     return tuple(books)
 
 
 def kmeans(vectors: np.ndarray, size: int, iterations: int, seed: int, start: np.ndarray | None = None) -> np.ndarray:
-    """(size, dim) float32 centroids of (n, dim) `vectors` by faiss on one thread, from those of `start` if given."""
-    import faiss
-
-    # min_points_per_centroid only decides whether faiss prints a warning
-    clustering = faiss.Kmeans(vectors.shape[1], size, niter=iterations, seed=seed, min_points_per_centroid=1)
-    with _one_thread():
-        clustering.train(
-            np.ascontiguousarray(vectors, np.float32),
-            init_centroids=None if start is None else np.ascontiguousarray(start, np.float32),
-        )
-    return np.array(clustering.centroids, np.float32).reshape(size, -1)
+    """(size, dim) float32 centroids of (n, dim) `vectors`, from those of `start` if given."""
+    return Lloyd(vectors, size, seed, start).run(iterations)
 
 
 def training_rows(num_items: int, size: int, seed: int) -> np.ndarray:
@@ -244,16 +228,3 @@ def numbered(state: Mapping[str, np.ndarray], name: str, count: int) -> tuple[np
             f"The saved quantiser lacks {', '.join(missing)}.", hint="copy the folder again as a whole, or fit anew"
         )
     return tuple(state[key] for key in wanted)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in one order: the codebooks do not depend on how many threads the machine has."""
-    import faiss
-
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)

@@ -61,7 +61,8 @@ def test_rows_that_float32_cannot_decide_are_looked_at_again() -> None:
     middle += 1e-9 * rng.normal(size=middle.shape)
     books = [book, (book[::-1] / 3).astype(np.float32)]
     codes = encode_greedy(middle, books)
-    np.testing.assert_array_equal(codes, ResidualCodebooks(tuple(books)).encode(middle))
+    np.testing.assert_array_equal(codes, greedy_by_hand(middle, books))
+    np.testing.assert_array_equal(ResidualCodebooks(tuple(books)).encode(middle), codes)
     np.testing.assert_array_equal(np.concatenate([encode_greedy(row[None], books) for row in middle[:50]]), codes[:50])
 
 
@@ -118,6 +119,9 @@ def test_what_cannot_be_encoded() -> None:
             encode(vectors[:, :5], books)
         with pytest.raises(DataError, match="shape"):
             encode(vectors[0], books)
+        for odd in (vectors[:0], vectors.astype(str)):
+            with pytest.raises(DataError, match="must be numbers of shape"):
+                encode(odd, books)
     with pytest.raises(InputError, match="num_beams is 0"):
         encode_beam(vectors, books, 0)
     huge = vectors * 1e25  # squares overflow in float32, the vectors are fine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from llmrec.config import build_config
 from llmrec.errors import ConfigError, InputError
 from llmrec.sid_vocab.quantizer import QUANTIZERS, Quantizer, make_quantizer
-from llmrec.sid_vocab.rq_kmeans import ResidualCodebooks, RQKMeans, RQKMeansConfig
+from llmrec.sid_vocab.rq_kmeans import ResidualCodebooks, RQKMeans, RQKMeansConfig, greedy_codes
 from llmrec.testing.quantizer_conformance import QuantizerConformance
 
 
@@ -38,6 +39,22 @@ def test_encode_equals_brute_force(seed: int, num_levels: int, codebook_size: in
             assert code == int(np.argmin(distances))
             residual = residual - book[code]
         np.testing.assert_allclose(vector - residual, fitted.reconstruct(row[None])[0], rtol=1e-5, atol=1e-5)
+
+
+def test_levels_are_those_of_faiss_on_what_is_left() -> None:
+    vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
+    fitted = RQKMeans(RQKMeansConfig(num_levels=3, codebook_size=12, iterations=6, seed=5)).fit(vectors)
+    residual = vectors.astype(np.float64)
+    for level, book in enumerate(fitted.codebooks):
+        clustering = faiss.Kmeans(8, 12, niter=6, seed=5 + level, min_points_per_centroid=1)
+        clustering.train(residual.astype(np.float32))
+        np.testing.assert_allclose(book, np.array(clustering.centroids).reshape(12, 8), atol=1e-5)
+        residual -= book[np.square(residual[:, None] - book[None]).sum(axis=2).argmin(axis=1)]
+
+
+def test_what_a_network_made_may_be_zero() -> None:
+    book = np.array([[3, 0], [1, 0], [-1, -2]], np.float32)
+    assert greedy_codes(np.zeros((2, 2)), [book]).tolist() == [[1], [1]]
 
 
 def test_clear_clusters_are_found() -> None:
