@@ -1,4 +1,4 @@
-"""An in-process vLLM engine that answers one-token requests with masked scores, and writes plain text.
+"""An in-process vLLM engine that answers short requests with masked scores, and writes plain text.
 
 What is set so that vLLM serves this well, measured on CPUs:
 
@@ -63,6 +63,7 @@ class Engine:
         block_size: tokens per cache block.
         max_model_len: tokens that a prompt and what follows it may have.
         vocabulary: tokens the model scores.
+        writes_chains: whether its mask follows a request over several tokens.
         adapters: names of the adapters it serves.
     """
 
@@ -71,6 +72,7 @@ class Engine:
         self.block_size = int(config.cache_config.block_size)
         self.max_model_len = int(config.model_config.max_model_len)
         self.vocabulary = int(config.model_config.get_vocab_size())
+        self.writes_chains = not config.use_v2_model_runner
         self.adapters = tuple(adapters)
         self._engine, self._lora, self._sent = engine, dict(adapters), 0
         global _running

@@ -1,7 +1,8 @@
-"""The mask that vLLM applies to one-token requests: legal tokens get their log-probability, all others minus infinity.
+"""The mask that vLLM applies to a search's requests: legal tokens get their log-probability, others minus infinity.
 
 It keeps no state of a search. The driver (`llmrec.decode.vllm_backend`) owns trie and filters and sends with every
-request the tokens that are legal after it; what comes back through ``logprobs_mode="processed_logits"`` are scores.
+request the tokens that are legal after it, for each token that the request writes: one, or several where all but the
+first follow without a choice. What comes back through ``logprobs_mode="processed_logits"`` are scores.
 Requests without a mask (free text) pass untouched, so both kinds share a batch.
 
 vLLM has two model runners with a processor interface each: V1 (CPUs, and GPUs without Triton) and V2.
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mask:
-    """What one request may continue with.
+    """What a request may continue with, at one step.
 
     Attributes:
         legal: (m,) int64 token ids.
@@ -42,14 +43,16 @@ class Mask:
     legal: np.ndarray
     over: np.ndarray | None
 
-    @classmethod
-    def of(cls, params: SamplingParams) -> Mask | None:
-        """The mask that `llmrec.decode.vllm_request.mask_args` wrote into a request; None for other requests."""
-        args = params.extra_args or {}
-        if LEGAL not in args:
-            return None
-        over = args[OVER]
-        return cls(_tokens(args[LEGAL]), None if over is None else _tokens(over))
+
+def masks_of(params: SamplingParams) -> list[Mask] | None:
+    """The masks that `llmrec.decode.vllm_request.mask_args` wrote into a request, by step; None for other requests."""
+    args = params.extra_args or {}
+    if LEGAL not in args:
+        return None
+    return [
+        Mask(_tokens(legal), None if over is None else _tokens(over))
+        for legal, over in zip(args[LEGAL], args[OVER], strict=True)
+    ]
 
 
 def _tokens(packed: bytes) -> np.ndarray:
@@ -97,7 +100,8 @@ class SIDMaskV1(V1LogitsProcessor):  # type: ignore[misc]
     """The mask for runner V1, whose rows are the places of requests in the persistent batch."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        self._masks: dict[int, Mask] = {}
+        self._requests: dict[int, tuple[list[Mask], list[int]]] = {}
+        """By row: masks by step, and the tokens written so far, a list that vLLM adds to."""
 
     def is_argmax_invariant(self) -> bool:
         """It decides which token is the best one, so it must run for greedy requests."""
@@ -105,24 +109,35 @@ class SIDMaskV1(V1LogitsProcessor):  # type: ignore[misc]
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow requests as they enter, leave and move."""
-        process_dict_updates(self._masks, batch_update, lambda params, prompt, output: Mask.of(params))
+        process_dict_updates(self._requests, batch_update, _request)
 
     def apply(self, logits: Tensor) -> Tensor:
         """See `write_scores`."""
-        write_scores(logits, self._masks)
+        write_scores(logits, {row: masks[len(written)] for row, (masks, written) in self._requests.items()})
         return logits
 
 
+def _request(
+    params: SamplingParams, prompt: list[int] | None, output: list[int]
+) -> tuple[list[Mask], list[int]] | None:
+    masks = masks_of(params)
+    return None if masks is None else (masks, output)
+
+
 class SIDMaskV2(V2LogitsProcessor):  # type: ignore[misc]
-    """The mask for runner V2, whose requests keep a slot while the rows are laid out anew in each step."""
+    """The mask for runner V2, whose requests keep a slot while the rows are laid out anew in each step.
+
+    It is not told what was written, so requests of several steps are not for it (`Engine.writes_chains`).
+    """
 
     def __init__(self, vllm_config: Any, req_states: LogitsProcRequestState) -> None:
         self._masks: dict[int, Mask | None] = {}
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """Take over a slot, whatever was in it."""
-        self._masks[req_idx] = Mask.of(sampling_params)
-        return self._masks[req_idx] is not None
+        masks = masks_of(sampling_params)
+        self._masks[req_idx] = None if masks is None else masks[0]
+        return masks is not None
 
     def apply(self, logits: Tensor, ctx: LogitsContext) -> Tensor:
         """See `write_scores`. Without speculative decoding a request has one row."""

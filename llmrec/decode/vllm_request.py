@@ -15,14 +15,13 @@ def packed(tokens: np.ndarray | Sequence[int]) -> bytes:
     return np.asarray(tokens, dtype=np.int32).tobytes()
 
 
-def mask_args(legal: bytes, over: bytes | None) -> dict[str, bytes | None]:
-    """The `extra_args` of a request.
+Step = tuple[bytes, bytes | None]
+"""The tokens that may come next, and those to normalise over (None: the whole vocabulary), both `packed`."""
 
-    Args:
-        legal: the tokens that may follow.
-        over: the tokens to normalise over, or None for the whole vocabulary.
-    """
-    return {LEGAL: legal, OVER: over}
+
+def mask_args(steps: Sequence[Step]) -> dict[str, list[bytes] | list[bytes | None]]:
+    """The `extra_args` of a request that writes one token per step."""
+    return {LEGAL: [legal for legal, _ in steps], OVER: [over for _, over in steps]}
 
 
 def aligned_window(num_items: int, *, header_length: int, num_levels: int, block_size: int) -> int:
