@@ -2,7 +2,8 @@
 
 Two sources, both from `llmrec.baselines`: a truncated SVD of the user-item matrix (seconds, no training), or the item
 vectors of a SASRec trained for the purpose, as LETTER and LC-Rec's collaborative embeddings are (Wang et al. 2024;
-Zheng et al. 2024). SASRec knows the order of events and takes minutes.
+Zheng et al. 2024). SASRec knows the order of events and takes minutes. `behaviour_signal` adds the pairs of items that
+followed each other, for quantisers that learn from them.
 
 No valid or test event may move a vector, not by one bit. Two things follow that a plain fit on the evaluation
 catalogue would miss: items with a train event are fitted alone, in the order of their ids as text (a catalogue that
@@ -21,6 +22,7 @@ from llmrec.baselines.base import Progress
 from llmrec.baselines.cooccurrence import cooccurrence_embeddings
 from llmrec.baselines.sasrec import SASRec, SASRecConfig
 from llmrec.errors import InputError
+from llmrec.sid_vocab.behaviour_signal import BehaviourSignal
 
 BehaviourSource = Literal["cooccurrence", "sasrec"]
 
@@ -72,3 +74,31 @@ def behaviour_vectors(
     for place, row in known:
         vectors[row] = fitted[place]
     return vectors
+
+
+def behaviour_signal(
+    train: Sequence[np.ndarray],
+    items: Sequence[str],
+    item_ids: Sequence[str],
+    *,
+    source: BehaviourSource = "cooccurrence",
+    size: int = 64,
+    epochs: int = 40,
+) -> BehaviourSignal:
+    """`behaviour_vectors` with the pairs of `adjacent_pairs`; arguments and errors as there."""
+    vectors = behaviour_vectors(train, items, item_ids, source=source, size=size, epochs=epochs)
+    return BehaviourSignal(vectors, adjacent_pairs(train, items, item_ids))
+
+
+def adjacent_pairs(train: Sequence[np.ndarray], items: Sequence[str], item_ids: Sequence[str]) -> np.ndarray:
+    """(m, 2) int64 rows of `item_ids` that stand next to each other in a train sequence, in the order of the events.
+
+    Repeats of one item and pairs with an item that only `items` has are left out; arguments as `behaviour_vectors`.
+    """
+    row_of = {item_id: row for row, item_id in enumerate(item_ids)}
+    rows = np.array([row_of.get(item_id, -1) for item_id in items], dtype=np.int64)
+    chains = [rows[sequence] for sequence in train if len(sequence) > 1]
+    pairs = [np.stack([chain[:-1], chain[1:]], axis=1) for chain in chains]
+    together = np.concatenate([np.empty((0, 2), np.int64), *pairs])
+    known: np.ndarray = together[(together >= 0).all(axis=1) & (together[:, 0] != together[:, 1])]
+    return known

@@ -6,17 +6,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llmrec.config import Config
 from llmrec.data.dataset import Dataset
+from llmrec.sid_vocab.behaviour_signal import BehaviourSignal
 from llmrec.sid_vocab.collisions import CollisionConfig, resolve_collisions
 from llmrec.sid_vocab.embeddings import EmbeddingConfig, embed_items
 from llmrec.sid_vocab.fusion import AlignmentHead
 from llmrec.sid_vocab.index_json import IndexConfig, read_index_json
-from llmrec.sid_vocab.quantizer import FittedQuantizer, QuantizerConfig, make_quantizer
+from llmrec.sid_vocab.per_source import PerSourceConfig
+from llmrec.sid_vocab.quantizer import FittedQuantizer, QuantizerConfig, fit_quantizer, learns_from_behaviour
 from llmrec.sid_vocab.quantizer_files import save_quantizer
 from llmrec.sid_vocab.report import HealthReport, health_report
 from llmrec.sid_vocab.rq_kmeans import RQKMeansConfig
@@ -38,6 +41,21 @@ class SIDConfig(Config):
     """What happens to items with equal codes."""
     index: IndexConfig | None = None
     """The user's own SIDs; the three groups above are then not used."""
+
+    @model_validator(mode="after")
+    def _both_sources(self) -> Self:
+        joined = self.embeddings.fusion == "concat" and 0 < self.embeddings.behaviour_weight < 1
+        if self.index is None and isinstance(self.quantizer, PerSourceConfig) and not joined:
+            raise ValueError(
+                "quantizer per-source reads text and behaviour side by side: set embeddings.fusion: concat and "
+                "embeddings.behaviour_weight above 0 and below 1"
+            )
+        return self
+
+    @property
+    def needs_behaviour(self) -> bool:
+        """Whether vectors or quantiser depend on train interactions."""
+        return self.index is None and (self.embeddings.needs_behaviour or learns_from_behaviour(self.quantizer))
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ def build_table(
     config: SIDConfig,
     item_ids: Sequence[str],
     texts: Sequence[str],
-    behaviour: np.ndarray | None = None,
+    behaviour: BehaviourSignal | None = None,
     *,
     titles: Sequence[str] | None = None,
     popularity: np.ndarray | None = None,
@@ -80,8 +98,8 @@ def build_table(
         config: the ``sid`` part of a recipe.
         item_ids: (n_items,) all catalogue items.
         texts: (n_items,) what the encoder reads.
-        behaviour: (n_items, size) behaviour vectors in the same order, fitted on train alone; zero rows for items
-            without train events. Needed where ``embeddings.behaviour_weight`` is above 0.
+        behaviour: of the same items in the same order, from train alone (`behaviour_vectors.behaviour_signal`); needed
+            where ``config.needs_behaviour``.
         titles: (n_items,) what the report calls the items; default the texts.
         popularity: (n_items,) train counts: who comes first in `resolve_collisions`; default the row order.
         cache: folder where text vectors are kept (`embed_items`).
@@ -102,8 +120,9 @@ def build_table(
         report = health_report(table, titles, popularity=popularity, notes=given.notes)
         return BuiltTable(table, report, None, config)
 
-    embedded = embed_items(config.embeddings, item_ids, texts, behaviour, cache=cache)
-    fitted = make_quantizer(config.quantizer).fit(embedded.vectors)
+    acts = None if behaviour is None else behaviour.vectors
+    embedded = embed_items(config.embeddings, item_ids, texts, acts, cache=cache)
+    fitted = fit_quantizer(config.quantizer, embedded.vectors, behaviour)
     quantised = fitted.encode_jointly(embedded.vectors)
     resolved = resolve_collisions(
         quantised,
@@ -135,8 +154,8 @@ def build_table(
 
 
 def build_table_of(config: SIDConfig, dataset: Dataset) -> BuiltTable:
-    """`build_table` for a data set: behaviour vectors and popularity from its train part, rows in catalogue order."""
-    from llmrec.sid_vocab.behaviour_vectors import behaviour_vectors
+    """`build_table` for a data set: behaviour and popularity from its train part, rows in catalogue order."""
+    from llmrec.sid_vocab.behaviour_vectors import behaviour_signal
 
     catalog, split = dataset.catalog, dataset.split
     rows = {item_id: row for row, item_id in enumerate(catalog.item_ids)}
@@ -145,9 +164,9 @@ def build_table_of(config: SIDConfig, dataset: Dataset) -> BuiltTable:
     popularity = np.zeros(catalog.num_items, np.int64)
     popularity[of_table] = split.train_counts()[of_split]
     behaviour = None
-    embeddings = config.embeddings
-    if embeddings.needs_behaviour and config.index is None:
-        behaviour = behaviour_vectors(
+    if config.needs_behaviour:
+        embeddings = config.embeddings
+        behaviour = behaviour_signal(
             split.train(),
             split.items,
             catalog.item_ids,

@@ -10,7 +10,24 @@ of epochs are for GPUs (150 epochs on 3,168 x 384 vectors take 26 CPU seconds an
 * Vectors are centred and scaled by one number. The networks are small, and encoding runs in numpy in float64, so that
   an item gets the same codes alone and in a batch, with no torch in the way.
 
-The codebooks alone do not encode: network weights are part of `state`. Training is in `rq_vae_train.py`.
+Two papers' additions are options, off by default. They act on training alone; encoding reads the vector as ever.
+
+* **LETTER** (Wang et al. 2024): `alignment` draws the quantised latent to the item's behaviour vector and away from
+  others' (its alpha), `diversity` draws codes of a cluster together, so that crowded codes spread (its beta). Weights
+  in `letter.yaml` are those of the authors' training script. Departures: a learned projection takes the latent to the
+  width of behaviour vectors, and cosines with a temperature stand for LETTER's plain products, so that the scale of
+  neither side matters; clusters have a cap, but no floor; every level takes its nearest code, where their last level
+  is assigned by Sinkhorn; codebook losses are summed over levels, not averaged.
+* **PLUM's SID-v2** (He et al. 2025): codebooks that shrink with depth (`codebook_size` lists one size per level; theirs
+  has 2048 / 2^(level - 1) codes), `progressive_masking` (only the first r levels rebuild the vector, for a random r,
+  so that prefixes mean something on their own), and `cooccurrence`, a contrast between items that users had together.
+  How r is drawn, what is contrasted, which items co-occur, and the weight and temperature are not known to us from the
+  paper. We draw r uniformly per item; the contrast reads the sum of the same r codes of both items; two items co-occur
+  when a train user had one right after the other, and one such neighbour is drawn per item and epoch; the neighbours of
+  the other items in the batch are negatives. PLUM encodes each modality by itself; here the vectors come fused.
+
+The codebooks alone do not encode: network weights are part of `state`. Training is in `rq_vae_train.py`, the loss in
+`rq_vae_model.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +39,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from llmrec.sid_vocab.behaviour_signal import BehaviourQuantizer, BehaviourSignal
 from llmrec.sid_vocab.rq_kmeans import (
     LevelsConfig,
     ResidualCodebooks,
@@ -30,6 +48,7 @@ from llmrec.sid_vocab.rq_kmeans import (
     require_enough,
     require_width,
 )
+from llmrec.sid_vocab.state import part
 
 
 class RQVAEConfig(LevelsConfig):
@@ -53,6 +72,18 @@ class RQVAEConfig(LevelsConfig):
     """At most so many epochs with codes."""
     patience: int = Field(default=30, ge=1)
     """Training stops after so many epochs without a loss lower by a thousandth; the best epoch is kept."""
+    alignment: float = Field(default=0, ge=0)
+    """LETTER: weight of the contrast between quantised latents and behaviour vectors."""
+    diversity: float = Field(default=0, ge=0)
+    """LETTER: weight of the term that spreads items over the codes of a cluster."""
+    diversity_clusters: int = Field(default=10, ge=1)
+    """LETTER: clusters of a codebook, made anew in each epoch; at most half as many as codes."""
+    progressive_masking: bool = False
+    """PLUM: rebuild from a random number of first levels, so that prefixes carry meaning without what follows."""
+    cooccurrence: float = Field(default=0, ge=0)
+    """PLUM: weight of the contrast between items that stand next to each other in train."""
+    temperature: float = Field(default=0.1, gt=0)
+    """Of the two contrasts; less looks at the nearest negatives alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +146,13 @@ class VAECodebooks:
     def state(self) -> dict[str, np.ndarray]:
         """Codebooks, network weights, mean and scale by name."""
         arrays = self.latent.state() | {"mean": self.mean, "scale": np.array([self.scale])}
-        for part, layers in (("encoder", self.encoder), ("decoder", self.decoder)):
-            arrays |= {f"{part}_weight_{layer}": weight for layer, weight in enumerate(layers.weights)}
-            arrays |= {f"{part}_bias_{layer}": bias for layer, bias in enumerate(layers.biases)}
+        for network, layers in (("encoder", self.encoder), ("decoder", self.decoder)):
+            arrays |= {f"{network}_weight_{layer}": weight for layer, weight in enumerate(layers.weights)}
+            arrays |= {f"{network}_bias_{layer}": bias for layer, bias in enumerate(layers.biases)}
         return arrays
 
 
-class RQVAE:
+class RQVAE(BehaviourQuantizer):
     """Residual-quantised autoencoder.
 
     Example:
@@ -133,19 +164,26 @@ class RQVAE:
     def __init__(self, config: RQVAEConfig) -> None:
         self.config = config
 
-    def fit(self, vectors: np.ndarray) -> VAECodebooks:
+    @property
+    def behaviour_need(self) -> str | None:
+        """`alignment` or `cooccurrence`, whichever is above 0."""
+        weights = {"alignment": self.config.alignment, "cooccurrence": self.config.cooccurrence}
+        return next((f"quantizer.{name} {weight:g}" for name, weight in weights.items() if weight), None)
+
+    def fit(self, vectors: np.ndarray, behaviour: BehaviourSignal | None = None) -> VAECodebooks:
         """Train on (n, dim) vectors, with a progress bar on standard error.
 
         Raises:
             DataError: NaN, infinity, zero rows or a wrong shape.
-            InputError: fewer different vectors than codes.
+            InputError: fewer different vectors than codes, or behaviour that is needed and missing.
         """
         from llmrec.sid_vocab.rq_vae_train import train
 
         require_enough(vectors, self.config.codebook_sizes)
+        signal = self.required(behaviour, len(vectors))
         mean = vectors.mean(axis=0, dtype=np.float64)
         scale = float((vectors - mean).std())
-        trained = train(((vectors - mean) / scale).astype(np.float32), self.config)
+        trained = train(((vectors - mean) / scale).astype(np.float32), self.config, signal)
         return VAECodebooks(
             latent=ResidualCodebooks(trained.codebooks),
             encoder=Layers(*trained.encoder),
@@ -161,6 +199,6 @@ class RQVAE:
             latent=ResidualCodebooks(numbered(state, "codebook", self.config.num_levels)),
             encoder=Layers(numbered(state, "encoder_weight", count), numbered(state, "encoder_bias", count)),
             decoder=Layers(numbered(state, "decoder_weight", count), numbered(state, "decoder_bias", count)),
-            mean=state["mean"],
-            scale=float(state["scale"][0]),
+            mean=part(state, "mean"),
+            scale=float(part(state, "scale")[0]),
         )

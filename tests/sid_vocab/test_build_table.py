@@ -10,6 +10,7 @@ import pytest
 
 from llmrec.config import build_config, dump_yaml, parse_yaml
 from llmrec.errors import InputError
+from llmrec.sid_vocab.behaviour_signal import BehaviourSignal
 from llmrec.sid_vocab.build import BuiltTable, SIDConfig, build_table
 from llmrec.sid_vocab.report import health_report
 from llmrec.sid_vocab.rq_kmeans import ResidualCodebooks
@@ -85,7 +86,8 @@ def test_shared_sids_and_behaviour(config: SIDConfig) -> None:
     )
     behaviour = np.eye(6)[np.arange(60) % 6]
     behaviour[59] = 0
-    built = build_table(mixed, IDS, TITLES, behaviour, titles=[f"T{item_id}" for item_id in IDS])
+    signal = BehaviourSignal(behaviour, np.empty((0, 2), np.int64))
+    built = build_table(mixed, IDS, TITLES, signal, titles=[f"T{item_id}" for item_id in IDS])
     assert not built.table.has_suffix
     assert built.report.notes == ("1 items without train behaviour are placed by text alone",)
     assert built.report.biggest_buckets[0].num_items == max(map(len, built.table.buckets().values()))

@@ -12,7 +12,8 @@ from llmrec.config import build_config
 from llmrec.errors import ConfigError, InputError
 from llmrec.sid_vocab.quantizer import Quantizer, make_quantizer
 from llmrec.sid_vocab.rq_vae import RQVAE, Layers, RQVAEConfig
-from llmrec.sid_vocab.rq_vae_train import _Model, _revive
+from llmrec.sid_vocab.rq_vae_model import Model
+from llmrec.sid_vocab.rq_vae_train import _revive
 from llmrec.testing.quantizer_conformance import QuantizerConformance
 
 
@@ -75,7 +76,7 @@ def test_training_leaves_the_random_state_alone_and_stops_early(capsys: pytest.C
 
 def test_unused_codes_move_to_where_items_are() -> None:
     torch.manual_seed(0)
-    model, vectors = _Model(16, small()), torch.from_numpy(clustered())
+    model, vectors = Model(16, small()), torch.from_numpy(clustered())
     with torch.no_grad():
         model.books[0][3] = 1000.0
     codes = torch.zeros((len(vectors), 3), dtype=torch.int64)
