@@ -7,6 +7,7 @@ reviewed in `targets.yaml`, where every case must have one.
 BENCHES: dict[str, str] = {
     "decode": "llmrec.bench.decode",
     "head": "llmrec.bench.head",
+    "rl": "llmrec.bench.rl",
     "serve": "llmrec.bench.serve",
     "sid": "llmrec.bench.sid",
     "start": "llmrec.bench.start",

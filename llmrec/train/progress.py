@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -19,13 +20,23 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         log: the file.
         tokens: tokens of all batches, spread evenly over the steps for the rate that is shown.
         console: where to show progress.
+        measures: what a stage logs beside its losses.
         every_seconds: distance of the lines without a terminal.
     """
 
-    def __init__(self, log: TrainingLog, *, tokens: int, console: Console, every_seconds: float = 20.0) -> None:
+    def __init__(
+        self,
+        log: TrainingLog,
+        *,
+        tokens: int,
+        console: Console,
+        measures: Sequence[str] = (),
+        every_seconds: float = 20.0,
+    ) -> None:
         self._log = log
         self._tokens = tokens
         self._console = console
+        self._names = ("loss", "sid_loss", "text_loss", "learning_rate", "grad_norm", *measures)
         self._every = every_seconds
         self._before = 0.0
         self._bar: Progress | None = None
@@ -69,7 +80,7 @@ class LogCallback(TrainerCallback):  # type: ignore[misc]  # transformers is unt
             "tokens": done,
         }
         for name, value in (logs or {}).items():
-            if name in ("loss", "sid_loss", "text_loss", "learning_rate", "grad_norm"):
+            if name in self._names:
                 row[name] = value
             elif name == "eval_loss":
                 row["valid_loss"] = value

@@ -187,10 +187,9 @@ def _finish(model: Any, folder: Path) -> None:
     waiting = folder / f".{_DONE}.{os.getpid()}"
     save_file({name: each.detach().contiguous() for name, each in _trained(model).items()}, waiting)
     waiting.rename(folder / _DONE)
-    for state in folder.glob("checkpoint-*"):
-        shutil.rmtree(state)
-    for scores in folder.glob("reference-*.npy"):
-        scores.unlink()
+    for other in folder.iterdir():
+        if other.name != _DONE:
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
 
 
 def _load(model: Any, path: Path) -> None:
