@@ -13,8 +13,8 @@ Departures and open points: EAGER-LLM builds a hierarchy by k-means within each 
 codebook per level, as everywhere in this package. Text comes first, because a new item's text codes are sure. How the
 paper codes items without behaviour, and how it tells items with the same codes apart, we could not find; the latter is
 `collisions` here, as for every quantiser (a strategy that moves items sees no behaviour of those that have none, and
-puts them near the mean). Codewords lie in the input space with zeros in the columns of the other source, so that the sum
-of an item's codes rebuilds its vector.
+puts them near the mean). Codewords lie in the input space with zeros in the columns of the other source, so that the
+sum of an item's codes rebuilds its vector.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 from llmrec.data.interactions import Interactions
 from llmrec.data.split import Split, leave_one_out
 from llmrec.errors import InputError
-from llmrec.sid_vocab.behaviour_vectors import behaviour_vectors
+from llmrec.sid_vocab.behaviour_vectors import adjacent_pairs, behaviour_signal, behaviour_vectors
 from llmrec.testing.worlds import tiny_events, tiny_items
 
 IDS = [item["item_id"] for item in tiny_items()]
@@ -87,3 +87,24 @@ def test_small_worlds_and_none() -> None:
         behaviour_vectors([np.array([], np.int32)], ["a"], ["a"])
     with pytest.raises(InputError, match="no next item to learn"):
         behaviour_vectors([np.array([0])], ["a"], ["a"], source="sasrec", epochs=1)
+
+
+def test_pairs_are_neighbours_of_train_in_rows_of_the_catalogue() -> None:
+    train = [np.array([0, 1, 1, 2]), np.array([2]), np.array([1, 3, 0]), np.array([], np.int64)]
+    pairs = adjacent_pairs(train, ["a", "b", "c", "gone"], ["c", "b", "a", "new"])
+    assert pairs.tolist() == [[2, 1], [1, 0]]  # no repeat, nothing with an item that the catalogue lacks
+    assert adjacent_pairs([], ["a"], ["a"]).shape == (0, 2)
+
+
+def test_a_signal_goes_with_its_catalogue_and_no_target_moves_it() -> None:
+    events = tiny_events()
+    split = split_of(events)
+    signal = behaviour_signal(split.train(), split.items, IDS, size=8)
+    signal.require(60)
+    assert signal.pairs.shape[1] == 2
+    assert signal.known.sum() == len({item for sequence in split.train() for item in sequence.tolist()})
+    last = {user: time for user, _, time in events}
+    other = split_of([(user, "1" if last[user] - time < 2 else item, time) for user, item, time in events])
+    again = behaviour_signal(other.train(), other.items, IDS, size=8)
+    np.testing.assert_array_equal(again.pairs, signal.pairs)
+    np.testing.assert_array_equal(again.vectors, signal.vectors)
