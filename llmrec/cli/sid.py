@@ -72,6 +72,49 @@ def report(
         typer.echo(f"page: {output}", err=as_json)
 
 
+@app.command()
+def compare(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE... [KEY=VALUE]...",
+            help="Recipes as for `sid fit`, or files with recipe: and overrides:. A key=value holds for all of them; "
+            "proxy.learning_rate=... and the like are the proxy's.",
+        ),
+    ],
+    tokens: Annotated[int | None, typer.Option(min=1000, help="Training tokens of each proxy [2500000].")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds of the proxies, such as 0,1,2 [0].")] = None,
+    users: Annotated[int | None, typer.Option(min=1, help="Judge this many users, chosen by hash [all].")] = None,
+    runs: Annotated[Path, typer.Option(help="Fits and proxies are kept in sid-compare/DATASET below it.")] = Path(
+        "runs"
+    ),
+    output: Annotated[Path | None, typer.Option(help="Folder of the result [RUNS/sid-compare/DATASET].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print compare.json instead of tables.")] = False,
+) -> None:
+    """Put tokenizers side by side: their health, and a small model trained for each alike, judged on valid.
+
+    What is done is kept: the same command goes on where it stopped, and one more recipe costs its own part alone.
+    """
+    from rich.console import Console
+
+    from llmrec.cli.sid_compare import parse_seeds, proxy_config, read_arms
+    from llmrec.sid_compare.compare import compare_tokenizers
+    from llmrec.sid_compare.table import print_comparison
+
+    arms, proxy_words = read_arms(words)
+    config = proxy_config(proxy_words, {"tokens": tokens, "seeds": parse_seeds(seeds), "users": users})
+    progress = Console(stderr=True, soft_wrap=True, highlight=False)
+    result = compare_tokenizers(arms, config, runs / "sid-compare", progress)
+    path = result.save(output or runs / "sid-compare" / result.summary["dataset"])
+    if as_json:
+        typer.echo(path.read_text(encoding="utf-8"), nl=False)
+        typer.echo(f"{path}", err=True)
+        return
+    out = Console()
+    print_comparison(result.summary, out if out.is_terminal else Console(width=120))
+    typer.echo(f"figures   {path}\nmarkdown  {path.with_name('compare.md')}")
+
+
 @app.command("init-report")
 def init_report(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A pipeline recipe.")],
