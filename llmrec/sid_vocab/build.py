@@ -26,7 +26,7 @@ from llmrec.sid_vocab.rq_kmeans import RQKMeansConfig
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.sid_vocab.vector_cache import default_cache
 
-VERSION = 2  # raise it when the same config and inputs give another table, so that cached stages run anew
+VERSION = 3  # raise it when the same config and inputs give another table, so that cached stages run anew
 HEAD_FILE = "codebooks/alignment.safetensors"  # beside the quantiser: what fusion "align" learned
 
 
