@@ -148,7 +148,7 @@ def build_table(
         vectors=embedded.vectors,
         quantizer=fitted,
         popularity=popularity,
-        notes=(*embedded.notes, *((moved,) if resolved.moved else ())),
+        notes=(*embedded.notes, *_silent_note(config, behaviour), *((moved,) if resolved.moved else ())),
     )
     return BuiltTable(table, report, embedded.vectors, config, fitted, embedded.head)
 
@@ -183,3 +183,11 @@ def build_table_of(config: SIDConfig, dataset: Dataset) -> BuiltTable:
         popularity=popularity,
         cache=default_cache(),
     )
+
+
+def _silent_note(config: SIDConfig, behaviour: BehaviourSignal | None) -> tuple[str, ...]:
+    """Items that a quantiser had no behaviour to learn from, where the fusion does not say it already."""
+    if behaviour is None or config.embeddings.needs_behaviour or not learns_from_behaviour(config.quantizer):
+        return ()
+    silent = int((~behaviour.known).sum())
+    return (f"{silent} items without train behaviour are placed by text alone",) if silent else ()

@@ -197,3 +197,13 @@ def test_gini_and_hourglass_by_hand() -> None:
     assert waist.gini == pytest.approx(2 * (3 * 1 + 4 * 7) / (4 * 8) - 5 / 4)
     assert report.hourglass == pytest.approx(1 - waist.entropy / 2)
     assert health_report(SIDTable(tuple("abcdefgh"), codes[:, :2], (4, 4)), list("abcdefgh")).hourglass is None
+
+
+def test_items_that_a_quantizer_has_no_behaviour_of_are_counted(config: SIDConfig) -> None:
+    values = {"name": "rq-vae", "num_levels": 2, "codebook_size": 4, "latent_size": 4, "hidden_sizes": [8], "epochs": 2}
+    acts = np.eye(6, dtype=np.float32)[np.arange(60) % 6]
+    acts[50:] = 0
+    signal = BehaviourSignal(acts, np.array([[0, 6]]))
+    for alignment, notes in ((0, ()), (0.1, ("10 items without train behaviour are placed by text alone",))):
+        recipe = {"embeddings": config.embeddings, "quantizer": {**values, "alignment": alignment}}
+        assert build_table(SIDConfig.model_validate(recipe), IDS, TITLES, signal).report.notes == notes
