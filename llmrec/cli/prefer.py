@@ -224,14 +224,15 @@ def _print_examples(made: Preferences, catalog: Catalog, console: Console) -> No
 
     step = max(1, len(made.rows) // _EXAMPLES)
     for row in made.rows[::step][:_EXAMPLES]:
+        before = f"\nuser {row.user_id}, after {row.position:,} events, last {titled(row.history[-1])}"
+        console.print(before, markup=False, highlight=False, soft_wrap=True)
         console.print(
-            f"\nuser {row.user_id}, after {row.position:,} events, last {titled(row.history[-1])}", markup=False
+            f"  chosen    {titled(row.chosen)}{_score(row.chosen_score)}", markup=False, highlight=False, soft_wrap=True
         )
-        console.print(f"  chosen    {titled(row.chosen)}{_score(row.chosen_score)}", markup=False, highlight=False)
         for pair, score in zip(row.pairs, row.scores, strict=True):
             weight = "" if pair.weight == 1 else f", weight {pair.weight:.2f}"
             told = f"  rejected  {titled(pair.rejected)}: {pair.source}{_score(score)}{weight}"
-            console.print(told, markup=False, highlight=False)
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _score(score: float | None) -> str:

@@ -8,7 +8,8 @@ test item, above all a hard one: the better the model, the more often its beams 
   target. Its rank rises by what the pairs do to its competitors, which is a leak into the very metric.
 * **Leave out the whole row**, as is done here: no pair of that history is trained on, so that the target and its
   competitors there are treated alike. Negatives are picked without a look at the targets; then the row goes. What is
-  left to know is which rows are missing: users whose target the model finds have fewer.
+  left to know is which rows are missing: users whose target the model finds have fewer. (MovieLens-100K, four of 20
+  beams of a model of 1M parameters: 270 of 1,886 rows go; with eight random negatives 26 of 2,829.)
 
 The same holds for a chosen item that is met again as a target (repeat purchases): the row goes, which costs the target
 a positive and cannot help it. Rows that went are counted.
