@@ -1,0 +1,1 @@
+"""GRPO on TRL's GRPOTrainer, with rollouts from the constrained search."""
