@@ -111,8 +111,11 @@ class LMHead:
     @torch.no_grad()
     def _check(self, model: Any) -> None:
         probe = torch.tensor([[0, 1]], device=model.get_input_embeddings().weight.device)
+        training = model.training
+        model.eval()  # with dropout no two forwards agree
         theirs = model(input_ids=probe, use_cache=False).logits[0].float()
         ours = self.logits(model.get_decoder()(input_ids=probe, use_cache=False).last_hidden_state[0])
+        model.train(training)
         if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * float(theirs.abs().max())):
             raise InputError(
                 f"{type(model).__name__} changes its logits after the LM head in a way the search does not know.",

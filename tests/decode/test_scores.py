@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import Starcoder2Config, Starcoder2ForCausalLM
 
 from llmrec.decode.scores import ChildScorer, LMHead
 from llmrec.decode.session import PrefixSession
@@ -128,3 +129,22 @@ def test_the_whole_vocabulary_is_scored_in_pieces(monkeypatch):
     whole = scorer.gains(states, 1, owner, np.array([0, 1, 5, 2, 3, 4, 0, 1]))
     monkeypatch.setattr("llmrec.decode.scores._MAX_LOGITS", 2 * scorer._head.vocabulary)
     np.testing.assert_allclose(scorer.gains(states, 1, owner, np.array([0, 1, 5, 2, 3, 4, 0, 1])), whole, atol=1e-6)
+
+
+def test_a_model_with_dropout_is_accepted_in_training_and_stays_in_it():
+    """Its own forwards differ from one another while dropout is on."""
+    shape = Starcoder2Config(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        residual_dropout=0.5,
+        embedding_dropout=0.5,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    model = Starcoder2ForCausalLM(shape).train()
+    assert LMHead(model).vocabulary == 50
+    assert model.training
