@@ -116,8 +116,8 @@ def build_config(cls: type[ConfigT], values: Mapping[str, Any], *, source: str) 
         ) from error
 
 
-def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
-    """Read a YAML file, apply `overrides` and validate; see `build_config` for what raises."""
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds. Raises InputError for a file that cannot be read or is not YAML in UTF-8."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -126,7 +126,12 @@ def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -
         raise InputError(
             f"{path} cannot be read: {error.strerror}", hint="`llmrec recipes ls` lists recipes"
         ) from error
-    values = parse_yaml(text, source=str(path))
+    return parse_yaml(text, source=str(path))
+
+
+def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
+    """Read a YAML file, apply `overrides` and validate; see `read_yaml` and `build_config` for what raises."""
+    values = read_yaml(path)
     if not isinstance(values, dict):
         kind = {"list": "a list", "NoneType": "nothing", "str": "text"}.get(type(values).__name__, "a single value")
         raise InputError(f"{path} holds {kind}, not a mapping of settings")

@@ -100,7 +100,7 @@ def prefer(
 def _config(source: str, overrides: list[str]) -> PreferConfig:
     """The recipe of a name, of a path, or for a run the default one with its checkpoint."""
     from llmrec import recipes
-    from llmrec.config import load_config, parse_yaml
+    from llmrec.config import load_config, read_yaml
     from llmrec.errors import InputError
     from llmrec.train.preference.config import PreferConfig
 
@@ -109,7 +109,7 @@ def _config(source: str, overrides: list[str]) -> PreferConfig:
         return load_config(PreferConfig, shelf / f"{_DEFAULT}.yaml", [f"checkpoint={source}", *overrides])
     named = shelf / f"{source}.yaml"
     path = named if named.is_file() and not Path(source).exists() else recipes.find(source)
-    values = parse_yaml(path.read_text(encoding="utf-8"), source=str(path))
+    values = read_yaml(path)
     if isinstance(values, dict) and "cpt" in values:
         name = values.get("name", "NAME")
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -58,9 +59,28 @@ def validate(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changed settings.")] = None,
 ) -> None:
     """Check a recipe without running it: every unknown key and wrong value, all together."""
-    from llmrec.pipeline import load_recipe
     from llmrec.recipes import find
 
     path = find(recipe)
-    load_recipe(path, overrides or [])
-    typer.echo(f"{path} is fine")
+    kind = _check(path, overrides or [])
+    typer.echo(f"{path} is fine: {kind}")
+
+
+def _check(path: Path, overrides: Sequence[str]) -> str:
+    """What kind of recipe the file is, told by its keys; raises ConfigError for what is wrong with one of that kind."""
+    from llmrec.cli.sid_fit import load_sid_recipe
+    from llmrec.config import load_config, read_yaml
+    from llmrec.pipeline import load_recipe
+    from llmrec.sid_vocab.build import SIDConfig
+    from llmrec.train.preference.config import PreferConfig
+
+    values = read_yaml(path)
+    keys = set(values) if isinstance(values, Mapping) else set()
+    if keys & {"negatives", "scorer", "feedback"}:
+        load_config(PreferConfig, path, ["checkpoint=runs/NAME", *overrides])
+        return "preference data, for `llmrec prefer`"
+    if keys and keys <= SIDConfig.model_fields.keys():
+        load_sid_recipe(str(path), ["data.path=data", *overrides])
+        return "SIDs, for `llmrec sid fit` or below `sid:` of a pipeline"
+    load_recipe(path, overrides)
+    return "a pipeline, for `llmrec run`"

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from llmrec.cli.sid_fit import load_sid_recipe
-from llmrec.config import Config, apply_overrides, build_config, parse_yaml
+from llmrec.config import Config, apply_overrides, build_config, read_yaml
 from llmrec.errors import ConfigError, InputError
 from llmrec.recipes import find
 from llmrec.sid_compare.config import Arm, ProxyConfig
@@ -82,7 +82,7 @@ def parse_seeds(text: str | None) -> tuple[int, ...]:
 def _read_arm(name: str, recipe: str, shared: Sequence[str]) -> Arm:
     path = find(recipe)
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"), source=str(path))
+        values = read_yaml(path)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start})", hint="name a YAML file") from error
     own: tuple[str, ...] = ()

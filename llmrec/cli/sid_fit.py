@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field
 
-from llmrec.config import Config, apply_overrides, build_config, dump_yaml, parse_yaml
+from llmrec.config import Config, apply_overrides, build_config, dump_yaml, read_yaml
 from llmrec.data.config import DataConfig
 from llmrec.pipeline_config import PipelineConfig
 from llmrec.recipes import find
@@ -42,7 +42,7 @@ def load_sid_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Pipelin
         ConfigError: unknown keys or wrong values, all of them.
     """
     path = find(name_or_path)
-    values = parse_yaml(path.read_text(encoding="utf-8"), source=str(path))
+    values = read_yaml(path)
     given: dict[str, Any] = dict(values) if isinstance(values, Mapping) else {}
     if given and given.keys() <= SIDConfig.model_fields.keys():
         given = {"name": path.stem, "sid": given}
