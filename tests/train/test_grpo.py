@@ -13,11 +13,14 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from llmrec.checkpoint_card import LineageEntry
 from llmrec.errors import InputError, LLMRecError
+from llmrec.testing.checkpoints import tiny_parts
 from llmrec.train import cpt
 from llmrec.train.config import StageConfig
 from llmrec.train.grpo.prompts import build_prompts
 from llmrec.train.grpo.reference import StartWeights
+from llmrec.train.grpo.stage import prepare
 from llmrec.train.grpo.trainer import ConstrainedGRPOTrainer
 from llmrec.train.rewards.compose import RewardSet
 from tests.train.conftest import World, make_world
@@ -264,6 +267,20 @@ def test_of_an_adapter_with_sid_rows_the_reference_is_the_start_and_the_base_sta
     moved = {name for name, each in model.named_parameters() if not torch.equal(each, start[name])}
     assert moved == {name for name, each in model.named_parameters() if each.requires_grad}
     assert any("trainable_tokens_delta" in name for name in moved)
+
+
+def test_a_start_without_sft_is_refused_and_a_full_model_gets_an_adapter(tmp_path: Path) -> None:
+    parts = tiny_parts()
+    untaught = parts.write(tmp_path / "cpt")
+    with pytest.raises(InputError, match="has seen no sft"):
+        prepare(untaught, settings(method="lora", train_sid_rows=False), "extended_base")
+    lineage = [LineageEntry(stage="sft", config_hash="c0ffee")]
+    model = prepare(
+        parts.write(tmp_path / "sft", lineage=lineage), settings(method="lora", train_sid_rows=False), "extended_base"
+    )
+    trained = {name for name, each in model.named_parameters() if each.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
 
 
 def test_start_weights_are_swapped_in_and_out(world: World) -> None:

@@ -6,7 +6,7 @@ uninterrupted one would have seen (as in `llmrec.train.batches`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -116,8 +116,3 @@ def build_prompts(config: GRPOStageConfig, renderer: Renderer, split: Split, *, 
             hint="lower min_history, or set rollout.exclude_history: false for data with repeats",
         )
     return Prompts(tuple(prompts), dropped)
-
-
-def history_rows(renderer: Renderer, history: Sequence[str]) -> np.ndarray:
-    """(m,) table rows of item ids that have a SID."""
-    return np.array([renderer.table.row(item_id) for item_id in history], dtype=np.int64)
