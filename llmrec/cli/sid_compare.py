@@ -81,10 +81,7 @@ def parse_seeds(text: str | None) -> tuple[int, ...]:
 
 def _read_arm(name: str, recipe: str, shared: Sequence[str]) -> Arm:
     path = find(recipe)
-    try:
-        values = read_yaml(path)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start})", hint="name a YAML file") from error
+    values = read_yaml(path)
     own: tuple[str, ...] = ()
     if isinstance(values, Mapping) and "recipe" in values:
         variant = build_config(Variant, values, source=path.name)
