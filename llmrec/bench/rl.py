@@ -15,6 +15,8 @@ its activations within a few GB.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 import time
 import warnings
@@ -175,7 +177,8 @@ def bench(*, quick: bool) -> RLBench:
     rng = np.random.default_rng(0)
     prompt = rng.integers(5, text, PROMPT)
     completions = table.sid_token_ids()[rng.choice(table.num_items, GROUP, replace=False)]
-    with tempfile.TemporaryDirectory() as folder:
+    quiet = contextlib.redirect_stderr(io.StringIO())  # bars over the one row that TRL prepares
+    with tempfile.TemporaryDirectory() as folder, quiet:
         grpo, dpo = _trainers(model, Path(folder))
     model.train()
     return RLBench(model, prompt, completions, grpo, dpo, TreeForward(model))
@@ -207,7 +210,7 @@ def _trainers(model: Any, folder: Path) -> tuple[Any, Any]:
     dpo = DPOTrainer(
         model=model,
         args=DPOConfig(**common, precompute_ref_log_probs=True),
-        train_dataset=Dataset.from_dict({"prompt": ["a"], "chosen": ["a"], "rejected": ["b"]}),
+        train_dataset=Dataset.from_dict({"prompt": ["a "], "chosen": ["a"], "rejected": ["b"]}),
         processing_class=_tokenizer(),
     )
     return grpo, dpo

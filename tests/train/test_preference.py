@@ -293,3 +293,20 @@ def test_a_stopped_run_goes_on_to_the_same_weights(world: World, tmp_path: Path)
     for name in ("log.jsonl", "log-1.jsonl"):
         assert losses(tmp_path / "cut" / name) == losses(tmp_path / "whole" / name)
     assert [path.name for path in (tmp_path / "cut/work/iteration-0").iterdir()] == ["trained.safetensors"]
+
+
+def test_a_step_of_two_batches_is_the_mean_over_their_rows(world: World, tmp_path: Path) -> None:
+    model = start_model(world, "adapter")
+    kept, rows, found = trained(model), make_rows(world, count=5), []
+    for size, accumulation in ((3, 2), (5, 1)):  # batches of 3 and 2 rows: a mean of two means would differ
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in kept:
+                    parameter.copy_(kept[name])
+        config = quick(batch_rows=size, gradient_accumulation=accumulation, sft_weight=1.0)
+        run(world, model, config, rows, tmp_path / str(size))
+        found.append(
+            [losses(tmp_path / str(size) / "log.jsonl", name)[0] for name in ("loss", "grad_norm", "sft_loss")]
+        )
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0][0] == pytest.approx(math.log(4) + found[0][2], rel=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
 from importlib.metadata import version
@@ -11,13 +12,16 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, SFTTrainer
 
 from llmrec.config import build_config
 from llmrec.errors import ConfigError, InputError
+from llmrec.train.config import StageConfig
+from llmrec.train.preference import trainer as module
 from llmrec.train.preference.stage_config import DIVERGENT, PAIR_LOSSES, UNWEIGHTED, PreferenceConfig
 from llmrec.train.preference.trl_losses import PairBatch, PairLosses
 from llmrec.train.prefix_tree import TreeRow
+from llmrec.train.stage import stage_arguments
 from llmrec.train.tree_forward import TreeForward
 from tests.train.conftest import World
 
@@ -80,6 +84,28 @@ def test_the_version_is_the_one_the_seam_was_read_against(package: str) -> None:
             "new losses, and for what it reads of the trainer and of the model's answer; then change SEEN.",
             pytrace=False,
         )
+
+
+def test_the_trainer_overrides_and_uses_nothing_private(world: World, tmp_path: Path) -> None:
+    tree = ast.parse(inspect.getsource(module))
+    [ours] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "PreferenceTrainer"]
+    methods = {node.name for node in ours.body if isinstance(node, ast.FunctionDef)}
+    of_self = {
+        node.attr
+        for node in ast.walk(ours)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    }
+    plain = SFTTrainer(
+        model=world.model,
+        args=stage_arguments(StageConfig(), 1, tmp_path, fresh=True),
+        train_dataset=Dataset.from_dict({"rows": [[0]]}),
+        eval_dataset=Dataset.from_dict({"rows": [[0]]}),
+        processing_class=world.tokenizer,
+        data_collator=list,
+    )
+    private = {name for name in methods | of_self if name.startswith("_") and not name.startswith("__")}
+    assert methods == {"__init__", "compute_loss", "log"}
+    assert not {name for name in private if hasattr(plain, name)}
 
 
 def test_every_loss_of_trl_is_known() -> None:
