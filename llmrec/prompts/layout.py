@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from llmrec.errors import InputError
 from llmrec.prompts.chat import chat_skeleton
 from llmrec.prompts.codec import SegmentCodec
 from llmrec.prompts.segments import Rendered, Segment, SegmentKind
-from llmrec.prompts.task import Value
+from llmrec.prompts.task import Prefix, Value
 from llmrec.prompts.templates import Phrasing, Piece, TemplateSet, compile_text
 from llmrec.sid_vocab.table import SIDTable
 
@@ -48,6 +49,7 @@ class RowBuilder:
         self.codec = SegmentCodec(tokenizer, _check_token_ids(tokenizer, table))
         self._tokenizer = tokenizer
         self._table = table
+        self._token_ids = table.token_ids or ()
         self._templates = templates
         self._layouts: dict[tuple[str, int, frozenset[str]], tuple[Slot, ...]] = {}
 
@@ -59,13 +61,27 @@ class RowBuilder:
             kind = self._templates.kinds[task]
             found = {name: name in present for name in kind.prompt_variables | kind.answer_variables}
             phrasing = template.phrasings[choice]
-            if template.form == "chat":
+            if kind.thinks:
+                self._layouts[key] = tuple(self._thought_layout(phrasing, template.closing or "", found))
+            elif template.form == "chat":
                 self._layouts[key] = tuple(self._chat_layout(phrasing, found))
             else:
                 end = [] if kind.sid_answer else [self._end()]  # SIDs have a fixed length and need no end
                 prompt = self._pieces(phrasing.prompt, found, False)
                 self._layouts[key] = (*prompt, *self._pieces(phrasing.answer, found, True), *end)
         return self._layouts[key]
+
+    def _thought_layout(self, phrasing: Phrasing, closing: str, present: Mapping[str, bool]) -> list[Slot]:
+        """The serving form, and behind it what a thought adds; markers are pieces, and so segments, of their own."""
+        header = self._templates.tasks["behaviour"].phrasings[0].prompt
+        return [
+            *self._pieces(header, {}, False),
+            Slot(Piece(variable="history"), SegmentKind.INSTRUCTION, False),
+            *self._pieces(phrasing.prompt, present, False),
+            *self._pieces(phrasing.answer, present, True),
+            Slot(Piece(literal=closing), SegmentKind.INSTRUCTION, True),
+            Slot(Piece(variable="item"), SegmentKind.INSTRUCTION, True),
+        ]
 
     def _chat_layout(self, phrasing: Phrasing, present: Mapping[str, bool]) -> list[Slot]:
         fallback = None if self._tokenizer.chat_template else self._templates.chat_fallback
@@ -93,7 +109,14 @@ class RowBuilder:
         pieces = compile_text(source, present)
         return [Slot(piece, SegmentKind.INSTRUCTION, of_answer) for piece in pieces]
 
-    def fill(self, slots: Sequence[Slot], values: Mapping[str, Value], *, with_answer: bool) -> list[Segment]:
+    def fill(
+        self,
+        slots: Sequence[Slot],
+        values: Mapping[str, Value],
+        prefixes: Mapping[str, Prefix] = MappingProxyType({}),
+        *,
+        with_answer: bool,
+    ) -> list[Segment]:
         """Segments of a row: BOS where needed, values in their places, spaces where tokens hold them."""
         segments: list[Segment] = []
         for slot in slots:
@@ -101,6 +124,9 @@ class RowBuilder:
                 break
             if not slot.piece.variable:
                 segments.append(Segment(slot.kind, slot.piece.literal, target=slot.of_answer))
+                continue
+            if slot.piece.variable in prefixes:
+                segments.append(self._prefix_segment(prefixes[slot.piece.variable], slot.of_answer))
                 continue
             value = values[slot.piece.variable]
             if isinstance(value, tuple):
@@ -119,6 +145,8 @@ class RowBuilder:
 
     def encode(self, segment: Segment) -> Sequence[int]:
         """A segment's ids by the rules of its kind."""
+        if segment.codes:
+            return [int(self._token_ids[level][code]) for level, code in enumerate(segment.codes)]
         if segment.kind is SegmentKind.SID:
             rows = [self.rows[item_id] for item_id in segment.item_ids]
             return [int(token_id) for token_id in self.sids[rows].ravel()]
@@ -146,6 +174,19 @@ class RowBuilder:
         """A segment of items, all of which have a SID."""
         text = "".join(self._table.text(item_id) for item_id in item_ids)
         return Segment(SegmentKind.SID, text, item_ids, target)
+
+    def _prefix_segment(self, prefix: Prefix, target: bool) -> Segment:
+        if prefix.item_id not in self.rows:
+            raise InputError(f"The item {prefix.item_id!r} has no SID in this table.")
+        if not 1 <= prefix.depth < self._table.num_levels:
+            raise InputError(
+                f"A prefix of {prefix.depth} levels was asked for; SIDs have {self._table.num_levels}, and a prefix "
+                "at least one and not all of them.",
+                hint="set the task's prefix_depth accordingly",
+            )
+        codes = tuple(self._table.codes[self.rows[prefix.item_id], : prefix.depth].tolist())
+        text = "".join(self._table.token(level, code) for level, code in enumerate(codes))
+        return Segment(SegmentKind.SID, text, target=target, codes=codes)
 
     def _bos_text(self) -> str:
         return "".join(self._tokenizer.convert_ids_to_tokens(list(self.codec.bos_ids)))

@@ -177,6 +177,11 @@ class Renderer:
         Raises:
             InputError: an item other than a history's has no SID, a value is missing, or the row cannot fit.
         """
+        if example.task not in self.templates.tasks:
+            raise InputError(
+                f"The templates hold no {example.task}.yaml.",
+                hint="copy it from llmrec's own: llmrec recipes cp prompts",
+            )
         template = self.templates.tasks[example.task]
         count = len(template.phrasings)
         choice = 0 if phrasing_seed is None else hash_number(f"{phrasing_seed}:{example.row_id}") % count
@@ -184,21 +189,22 @@ class Renderer:
             return self._behaviour(example, answer, max_length)
         values = dict(example.values)
         kind = self.templates.kinds[example.task]
-        if missing := (kind.prompt_variables | (kind.answer_variables if answer else frozenset())) - values.keys():
+        wanted = kind.prompt_variables | (kind.answer_variables if answer else frozenset())
+        if missing := wanted - values.keys() - example.prefixes.keys():
             raise InputError(f"Row {example.row_id} has no value for {', '.join(sorted(missing))}.")
         history = values.get("history", ())
         known = tuple(item_id for item_id in history if item_id in self._rows)
         if "history" in values:
             values["history"] = known
-        present = frozenset(name for name, value in values.items() if value)
+        present = frozenset([*(name for name, value in values.items() if value), *example.prefixes])
         slots = self._builder.layout(example.task, choice, present)
-        full = self._builder.fill(slots, values, with_answer=answer)
+        full = self._builder.fill(slots, values, example.prefixes, with_answer=answer)
         encoded = [self._builder.encode(segment) for segment in full]
         dropped = 0
         if max_length is not None and (excess := sum(map(len, encoded)) - max_length) > 0:
             values["history"] = self._shorten(known, excess, slots, values, example, max_length)
             dropped = len(known) - len(values["history"])
-            full = self._builder.fill(slots, values, with_answer=answer)
+            full = self._builder.fill(slots, values, example.prefixes, with_answer=answer)
             encoded = [self._builder.encode(segment) for segment in full]
         return self._builder.assemble(full, encoded, example.truncated_items + dropped, len(history) - len(known))
 
@@ -232,7 +238,7 @@ class Renderer:
             for slot in slots
             if slot.of_answer and isinstance(value := values.get(slot.piece.variable), tuple)
             for item_id in value
-        }
+        } | {prefix.item_id for prefix in example.prefixes.values()}
         droppable = [place for place, item_id in enumerate(known) if item_id not in named]
         count = -(-excess // self.table.num_levels)
         if count > len(droppable) or count >= len(known):

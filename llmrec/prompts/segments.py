@@ -35,6 +35,8 @@ class Segment:
     """The items of a SID segment, in order."""
     target: bool = False
     """Whether its tokens carry loss."""
+    codes: tuple[int, ...] = ()
+    """Of a SID segment that is a bare prefix: its codes, and no `item_ids`."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,16 @@ from llmrec.data.catalog import Catalog
 from llmrec.errors import InputError
 from llmrec.prompts.answers import Answer, AnswerReader
 
+
+@dataclass(frozen=True)
+class Prefix:
+    """The first `depth` levels of an item's SID: the kind of thing the item is."""
+
+    item_id: str
+    depth: int
+    """At least 1 and less than all levels; the renderer, which knows the levels, refuses others."""
+
+
 Value = str | tuple[str, ...]
 """A typed value of a template variable: text of an item or user, or a tuple of item ids."""
 
@@ -32,6 +42,8 @@ class Example:
     """What `Task.parse` makes of the gold answer."""
     truncated_items: int = 0
     """Oldest history items that the task left out of ``values["history"]``."""
+    prefixes: Mapping[str, Prefix] = field(default_factory=dict)
+    """Values of variables that are the beginning of a SID."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,11 @@ class Task(ABC):
     worded_answer: ClassVar[bool] = False
     """Whether a template may put words into the answer; otherwise the answer is one variable and nothing else."""
     sid_answer: ClassVar[bool] = False
-    """Whether the answer is SIDs alone: their length is fixed, so that plain forms need no EOS behind them."""
+    """Whether the answer ends with SIDs: their length is fixed, so that plain forms need no EOS behind them."""
+    thinks: ClassVar[bool] = False
+    """Whether the row is a thought: it continues the serving prompt of ``history`` with the template's ``prompt`` (the
+    opening marker), the words of ``answer``, the template's ``closing`` marker and then ``item``. A folder of
+    templates may lack the file of such a task: checkpoints that were never taught to think have none."""
 
     @abstractmethod
     def examples(self, catalog: Catalog, sequences: Sequence[Sequence[str]], seed: int) -> Examples:

@@ -17,6 +17,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.prompts.answers import Answer, AnswerReader
 from llmrec.prompts.explain import Explain
 from llmrec.prompts.task import Example, Examples, Task, Value, choose_positions, chunks
+from llmrec.prompts.think import Think
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,6 @@ class NextItemChat(Task):
 
 
 TASKS: Mapping[str, type[Task]] = MappingProxyType(
-    {task.name: task for task in (SIDToTitle, TitleToSID, SIDToAttributes, Behaviour, NextItemChat, Explain)}
+    {task.name: task for task in (SIDToTitle, TitleToSID, SIDToAttributes, Behaviour, NextItemChat, Explain, Think)}
 )
 """The built-in tasks by name."""

@@ -48,6 +48,8 @@ class TaskTemplate(Config):
     """Plain text that the model continues, or a chat with the tokenizer's chat template."""
     phrasings: tuple[Phrasing, ...] = Field(min_length=1)
     """Training chooses one per row by a seeded hash; evaluation and serving use the first."""
+    closing: str | None = Field(default=None, min_length=1)
+    """Of tasks that think: the words between the thought and the item; when they are written, the thought is over."""
 
 
 class FallbackTemplate(Config):
@@ -146,7 +148,8 @@ class TemplateSet:
     ) -> TemplateSet:
         """Build from file contents; see `load` for what raises."""
         known = {f"{name}.yaml" for name in (*tasks, CHAT_FALLBACK)}
-        problems = [f"{name}: missing" for name in sorted(known - files.keys())]
+        optional = {f"{name}.yaml" for name, task in tasks.items() if task.thinks}
+        problems = [f"{name}: missing" for name in sorted(known - files.keys() - optional)]
         for name in sorted(files.keys() - known):
             problems.append(f"{name}: no task has this name; {_near(name, known)}")
         templates: dict[str, TaskTemplate] = {}
@@ -180,6 +183,10 @@ class TemplateSet:
 def _task_problems(template: TaskTemplate, task: type[Task]) -> Iterator[str]:
     if task.name == "behaviour" and (len(template.phrasings) > 1 or template.form != "plain"):
         yield "needs exactly one phrasing of the form plain: training, evaluation and serving share its ids"
+    if task.thinks:
+        yield from _thought_problems(template)
+    elif template.closing is not None:
+        yield "closing belongs to tasks that think; this one does not"
     for number, phrasing in enumerate(template.phrasings, start=1):
         place = f"phrasing {number}"
         if phrasing.system is not None and template.form == "plain":
@@ -197,6 +204,19 @@ def _task_problems(template: TaskTemplate, task: type[Task]) -> Iterator[str]:
             pieces = compile_text(phrasing.answer, dict.fromkeys(allowed, True))
             if [piece.variable for piece in pieces if piece.variable or piece.literal.strip()] != sorted(allowed):
                 yield f"{place}, answer: must be {{{{ {' '.join(sorted(allowed))} }}}} alone, or it cannot be read back"
+
+
+def _thought_problems(template: TaskTemplate) -> Iterator[str]:
+    """What serving relies on: markers that are the same words in every row."""
+    if template.form != "plain":
+        yield "needs the form plain: a thought continues the serving prompt"
+    if template.closing is None:
+        yield "needs closing, the words that end a thought"
+    elif any(mark in template.closing for mark in ("{{", "{%")):
+        yield "closing: holds Jinja; a thought ends with the same words everywhere"
+    openings = {phrasing.prompt for phrasing in template.phrasings}
+    if len(openings) > 1 or any(mark in opening for opening in openings for mark in ("{{", "{%")):
+        yield "prompt: needs the same plain words in every phrasing: they are what begins a thought when serving"
 
 
 def _text_problems(place: str, source: str, allowed: Collection[str], answers: Collection[str]) -> Iterator[str]:

@@ -75,7 +75,8 @@ def render_epoch(
         seed = config.seed + epoch
         rows[name] = [renderer.render(row, phrasing_seed=seed, max_length=config.max_length) for row in chosen]
         if task.worded_answer:  # words and SIDs mixed: where the next token may be either, no position is known
-            rows[name] = [replace(row, sid_level=np.full_like(row.sid_level, -1)) for row in rows[name]]
+            known = renderer.table.num_levels if task.thinks else 0  # behind a thought a search names the item
+            rows[name] = [replace(row, sid_level=_last_levels(row.sid_level, known)) for row in rows[name]]
         for reason, count in examples.skipped.items():
             dropped[f"{name}: {reason}"] += count
         dropped["history items before a task's max_history or beyond max_length"] += sum(
@@ -83,6 +84,13 @@ def render_epoch(
         )
         dropped["items without a SID"] += sum(row.skipped_items for row in rows[name])
     return rows, dropped
+
+
+def _last_levels(sid_level: np.ndarray, count: int) -> np.ndarray:
+    """The levels of the last `count` tokens; of all others nothing is known."""
+    kept = np.full_like(sid_level, -1)
+    kept[len(kept) - count :] = sid_level[len(kept) - count :]
+    return kept
 
 
 def epoch_rows(config: StageConfig, task: str, rows: Sequence[Example], epoch: int) -> list[Example]:
