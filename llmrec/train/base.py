@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from llmrec.config import Config
 from llmrec.errors import ConfigError
 from llmrec.models import DTypeName, load_base
+from llmrec.quantized import Quantize
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -36,6 +37,9 @@ class BaseConfig(Config):
     """Entries of the byte-level BPE trained on the catalogue's texts, for a model from `config`."""
     dtype: DTypeName = "float32"
     """Of the weights while training. On a GPU the matrix products run in bfloat16 all the same (autocast)."""
+    quantize: Quantize | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Pack the linear layers of `model` while an adapter learns on them (QLoRA; extra ``quantized``). What learned is
+    served on the base in full or half precision."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> BaseConfig:
@@ -45,11 +49,13 @@ class BaseConfig(Config):
             raise ValueError("config needs a model_type, such as llama or qwen3")
         if given := sorted(_OURS & (self.config or {}).keys()):
             raise ValueError(f"config may not set {', '.join(given)}: the tokenizer and base.dtype decide")
+        if self.quantize and self.model is None:
+            raise ValueError("quantize packs a checkpoint (model); a model from config learns all of its weights")
         return self
 
 
 def make_base(config: BaseConfig, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
-    """The model (evaluation mode, CPU) and its tokenizer.
+    """The model (evaluation mode, on the CPU but for packed weights) and its tokenizer.
 
     Args:
         texts: of the catalogue's items, in order; only a model from scratch learns its tokenizer from them.
@@ -57,9 +63,10 @@ def make_base(config: BaseConfig, texts: Iterable[str], seed: int) -> tuple[Any,
 
     Raises:
         ConfigError: transformers does not know the config or one of its settings, or the model they give cannot run.
+        InputError, EnvironmentProblem: as `load_base`.
     """
     if config.model is not None:
-        return load_base(config.model, dtype=config.dtype)
+        return load_base(config.model, dtype=config.dtype, quantize=config.quantize)
     import torch
     import transformers
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmrec.errors import InputError
+from llmrec.quantized import is_packed
 from llmrec.sid_vocab.adapter_rows import patch_trainable_tokens_bias, trainable_rows_config
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.train.config import Flow, StageConfig
@@ -31,6 +32,11 @@ def prepare(model: Any, table: SIDTable, config: StageConfig, flow: Flow) -> Any
         raise InputError(
             'cpt.method is "full", but the flow "adapter" leaves the base untouched.',
             hint='use method: lora, or flow: "extended_base"',
+        )
+    if flow == "extended_base" and is_packed(model):
+        raise InputError(
+            'The base has packed weights, but the flow "extended_base" writes a new base, which packing would round.',
+            hint='use flow: "adapter", or a base in full or half precision',
         )
     model.train()
     if config.method == "full":

@@ -1,7 +1,7 @@
 """Supervised fine-tuning with LoRA on serialised behaviour and chats.
 
 In the flow "extended_base" the SID rows are frozen and the adapter is plain LoRA, which vLLM serves as it is. In the
-flow "adapter" the adapter of continued pretraining learns on.
+flow "adapter" the adapter of continued pretraining learns on, on a base packed as it was then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def prepare(start: Checkpoint, config: StageConfig, flow: Flow) -> Any:
         raise InputError("sft.method is not lora.", hint="full fine-tuning belongs to the cpt stage")
     if flow == "adapter":
         patch_trainable_tokens_bias()
-        model = start.load_peft("float32", trainable=True)
+        quantize = start.card.base.quantize if start.card.base else None
+        model = start.load_peft("float32", trainable=True, quantize=quantize)
         if not config.train_sid_rows:
             for name, parameter in model.named_parameters():
                 if "trainable_tokens_delta" in name:

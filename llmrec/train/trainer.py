@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from trl import SFTTrainer
 
+from llmrec.quantized import is_packed
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.train.config import StageConfig
 from llmrec.train.loss import TargetHead, TargetLoss
@@ -27,8 +28,11 @@ class RecommenderTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
 
     optimizer: Any
 
-    def __init__(self, *args: Any, table: SIDTable, stage: StageConfig, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, model: Any, table: SIDTable, stage: StageConfig, **kwargs: Any) -> None:
+        learns = [(weight, weight.data) for weight in model.parameters() if weight.requires_grad and is_packed(model)]
+        super().__init__(model=model, **kwargs)
+        for weight, values in learns:
+            weight.data = values  # TRL rounds what learns on a packed base to bfloat16: small steps would vanish in it
         if isinstance(self.model, PeftModel):
             # PEFT compares vocabularies with the base it finds under this name, on the hub if need be, and would save
             # the whole extended matrix with each state. What `Checkpoint` hands on names its base itself.

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from llmrec.errors import InputError
+from llmrec.models import load_base
 from llmrec.sid_vocab.extend import extend_vocabulary
 from llmrec.sid_vocab.rows import INITS
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.testing.worlds import tiny_items, tiny_model, tiny_tokenizer
+from llmrec.train.config import StageConfig
+from llmrec.train.cpt import add_adapter
 
 TEXTS = {item["item_id"]: item["title"] for item in tiny_items(24)}
 
@@ -44,51 +46,69 @@ def test_half_precision_rounds_the_rows_of_float32(dtype, init, table):
     assert torch.equal(pairs[1][0][:first], before)
 
 
-class Packed(nn.Module):
-    """A linear layer in 4 bits as bitsandbytes keeps it: two signed numbers a byte, a scale a row."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.out_features, self.in_features = linear.weight.shape
-        self.scale = nn.Buffer(linear.weight.detach().abs().amax(dim=1, keepdim=True) / 7)
-        numbers = (linear.weight.detach() / self.scale).round().to(torch.int8).add(8).to(torch.uint8).reshape(-1, 2)
-        self.weight = nn.Parameter((numbers[:, :1] << 4) | numbers[:, 1:], requires_grad=False)
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        numbers = torch.cat([self.weight >> 4, self.weight & 15], dim=1).reshape(self.out_features, -1)
-        return nn.functional.linear(values, (numbers.to(values.dtype) - 8) * self.scale.to(values.dtype))
-
-
-def pack(model):
-    """Every linear layer but the head, which is what transformers leaves alone by default."""
-    head = model.get_output_embeddings()
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear) and child is not head:
-                setattr(module, name, Packed(child))
-    return model
-
-
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_base_in_4_bits_is_extended_around_its_packed_layers(tied, table):
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def folder(request, tmp_path_factory):
+    """A base as it would come from a hub."""
+    made = tmp_path_factory.mktemp("base")
     tokenizer = tiny_tokenizer("bpe")
-    model = pack(tiny_model(tokenizer, tied=tied))
-    prompt = torch.tensor([tokenizer.encode("The Golden River is a Drama from 1957")])
-    packed = {name: tensor.clone() for name, tensor in model.state_dict().items() if tensor.dtype == torch.uint8}
-    assert len(packed) == 2 * 7
-    expected = model(prompt).logits.detach()
-    extension = extend_vocabulary(model, tokenizer, table, init="centroid", item_texts=TEXTS)
+    tiny_model(tokenizer, tied=request.param, head_dim=16).save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    return made
+
+
+def packed_tensors(model):
+    """Of the linear layers, but for adapters: numbers, scales and what describes them."""
+    names = (".self_attn.", ".mlp.")
     state = model.state_dict()
-    assert all(torch.equal(state[name], tensor) for name, tensor in packed.items())
+    return {
+        name.replace("base_model.model.", "").replace(".base_layer", ""): tensor.clone()
+        for name, tensor in state.items()
+        if any(part in name for part in names) and "lora" not in name
+    }
+
+
+@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
+def test_a_packed_base_is_extended_and_learned_on_around_its_packed_layers(folder, quantize, table):
+    model, tokenizer = load_base(folder, dtype="float32", quantize=quantize)
+    prompt = torch.tensor([tokenizer.encode("The Golden River is a Drama from 1957")])
+    packed = packed_tensors(model)
+    kind = torch.uint8 if quantize == "4bit" else torch.int8
+    assert sum(name.endswith(".weight") and tensor.dtype == kind for name, tensor in packed.items()) == 2 * 7
+    expected = model(prompt).logits.detach()
+    assert not torch.equal(expected, load_base(folder, dtype="float32")[0](prompt).logits)
+
+    extension = extend_vocabulary(model, tokenizer, table, init="centroid", item_texts=TEXTS, pad_to_multiple=64)
     assert torch.equal(model(prompt).logits[..., : extension.first_row], expected)
-    history = torch.from_numpy(extension.table.sid_token_ids()[:5].reshape(1, -1))
-    assert torch.isfinite(model(history).logits).all()
+
+    learner = add_adapter(model, extension.table, StageConfig()).train()
+    rows = [name for name, weight in learner.named_parameters() if weight.requires_grad and "tokens_delta" in name]
+    assert len(rows) == (1 if extension.tied else 2)
+    history = torch.from_numpy(extension.table.sid_token_ids()[:8].reshape(1, -1))
+    learning = [weight for weight in learner.parameters() if weight.requires_grad]
+    before = [weight.detach().clone() for weight in learning]
+    optimizer = torch.optim.AdamW(learning, lr=1e-2)
+    losses = []
+    for _ in range(3):
+        loss = learner(input_ids=history, labels=history).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > losses[1] > losses[2]
+    assert all(not torch.equal(weight, old) for weight, old in zip(learning, before, strict=True))
+    after = packed_tensors(learner)
+    assert packed.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in packed.items())
 
 
 def test_a_packed_head_is_refused_before_any_change(table):
+    from bitsandbytes.nn import Linear4bit
+
     tokenizer = tiny_tokenizer("bpe")
     model = tiny_model(tokenizer, tied=False)
-    model.lm_head = Packed(model.lm_head)
+    plain, model.lm_head = model.lm_head, Linear4bit(32, 400, bias=False, quant_type="nf4")
+    model.lm_head.load_state_dict(plain.state_dict())
+    model.lm_head.to("cpu")
     with pytest.raises(InputError, match=r"head is quantised \(packed as torch.uint8\)") as caught:
         extend_vocabulary(model, tokenizer, table, init="mean")
     assert "lm_head" in str(caught.value.hint)
