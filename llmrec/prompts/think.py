@@ -84,13 +84,17 @@ class Think(Task):
             InputError: the file does not exist or holds no rows.
             DataError: a row of the file is not about the event of these sequences that it names.
         """
+        if self.rows is not None:
+            return self.examples_of(read_rows(Path(self.rows)), catalog, sequences)
         skipped: Counter[str] = Counter()
-        if self.rows is None:
-            found = self._made(catalog, sequences, seed, skipped)
-        else:
-            found = read_rows(Path(self.rows))
+        made = self.examples_of(self._made(catalog, sequences, seed, skipped), catalog, sequences)
+        return Examples(made.rows, {**skipped, **made.skipped})
+
+    def examples_of(self, rows: Sequence[ThinkRow], catalog: Catalog, sequences: Sequence[Sequence[str]]) -> Examples:
+        """The examples of given rows. Raises DataError where one is not about the event that it names."""
+        skipped: Counter[str] = Counter()
         made = []
-        for row in found:
+        for row in rows:
             sequence = sequences[row.user] if row.user < len(sequences) else ()
             start = max(0, row.events - len(sequence)) if sequence else 0
             if sequence and row.position <= start:
@@ -138,7 +142,7 @@ class Think(Task):
             problem = f"user {row.user}, event {row.position}: {', '.join(unseen)} is not in the history"
         if problem:
             raise DataError(
-                f"The thoughts of {self.rows} are about other data:",
+                f"The thoughts of {self.rows or 'these rows'} are about other data:",
                 [problem],
                 hint="make them anew with llmrec think data",
             )

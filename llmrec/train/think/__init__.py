@@ -1,0 +1,1 @@
+"""Think data: true thoughts about train events, made offline (`llmrec.train.think.build`)."""
