@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sid": ("llmrec.cli.sid", "Fit Semantic IDs, judge them, and give new items SIDs."),
     "eval": ("llmrec.cli.eval", "Judge a checkpoint or a file of predictions beside the baselines."),
     "prefer": ("llmrec.cli.prefer", "Preference data: chosen and rejected items, and where every pair is from."),
+    "align": ("llmrec.cli.align", "Align a checkpoint: preferences, rewards, or more SFT as the control."),
+    "think": ("llmrec.cli.think", "Think-then-recommend: data for thoughts, and whether they earn their place."),
     "recommend": ("llmrec.cli.recommend", "The next items for a history, or for a file of users."),
     "explain": ("llmrec.cli.explain", "Why an item fits a history, in the model's words."),
     "serve": ("llmrec.cli.serve", "A checkpoint behind HTTP: recommendations, and chat for OpenAI clients."),

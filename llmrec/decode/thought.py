@@ -7,6 +7,9 @@ the closing tokens (the template's end-of-thought marker). Where the model has n
 spent, they are appended, so that the search always stands on a context like those of training. Thought and search are
 columns of one session: the prompt is read once, and so is the thought.
 
+The budget can adapt: with `ThoughtSettings.sure_margin` the plain search comes first, and where it is already sure, its
+list is the answer and nothing is thought. Sure means that the best SID is ahead of the second by that many nats.
+
     thought = think_then_recommend(searcher, prompt, closing_ids=codec.role("</think>"), stop_ids=control_ids,
                                    settings=ThoughtSettings(max_thought_tokens=128, num_beams=20, top_k=10))
 """
@@ -28,8 +31,9 @@ from llmrec.decode.text_chain import TextChain, TokenChooser
 from llmrec.decode.trie_filter import RowFilter
 from llmrec.errors import InputError
 
-ThoughtEnd = Literal["closed", "stop", "length", "time"]
-"""Who ended a thought: the model by the closing tokens, a control token, the budget of tokens, the clock."""
+ThoughtEnd = Literal["closed", "stop", "length", "time", "sure"]
+"""Who ended a thought: the model by the closing tokens, a control token, the budget of tokens, the clock; or there was
+none, because the plain search was sure."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class ThoughtSettings:
     """From the first step on; then the thought is closed, and the search still made."""
     num_beams: int = 20
     top_k: int = 10
+    sure_margin: float | None = None
+    """Nats by which the best SID of the plain search must be ahead of the second for no thought; None always thinks."""
 
     def __post_init__(self) -> None:
         if self.max_thought_tokens < 0 or not 1 <= self.top_k <= self.num_beams:
@@ -54,6 +60,8 @@ class ThoughtSettings:
                 f"A thought needs max_thought_tokens of at least 0 and 1 <= top_k <= num_beams; given "
                 f"{self.max_thought_tokens}, top_k={self.top_k}, num_beams={self.num_beams}."
             )
+        if self.sure_margin is not None and not self.sure_margin >= 0:
+            raise InputError(f"sure_margin={self.sure_margin} must be at least 0.", hint="None always thinks")
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,18 @@ class Thought:
     """A thought and what came of it."""
 
     ids: tuple[int, ...]
-    """The tokens behind the prompt, the closing ones included."""
+    """The tokens behind the prompt, the opening and closing ones included; none where the plain search was sure."""
     end: ThoughtEnd
     result: SearchResult
 
 
 ThoughtEvent = TextToken | Thought
+
+
+def margin(result: SearchResult) -> float:
+    """Nats by which the best SID is ahead of the second; infinite where there is no second."""
+    second = np.flatnonzero(result.bucket_of == 1)
+    return float(result.scores[0] - result.scores[second[0]]) if second.size else np.inf
 
 
 class ThoughtStream:
@@ -76,11 +90,12 @@ class ThoughtStream:
         searcher: a torch model in evaluation mode, the items that exist, and what the search is normalised over.
             Prefixes in the thought are those of its living items, whatever `allowed` says: a thought is about the
             history, too.
-        prompt: token ids, up to and with the marker that begins a thought.
+        prompt: token ids; without `opening_ids` up to and with the marker that begins a thought.
         closing_ids: the end of a thought; may be empty.
         stop_ids: control tokens, which end a thought and are not written.
         settings: budget, sampling and width.
         allowed: the items that may be returned, None for all living ones.
+        opening_ids: written behind `prompt` before a thought. The plain search of ``sure_margin`` stands before them.
         clock: seconds; for `ThoughtSettings.max_seconds`.
 
     Raises:
@@ -96,9 +111,12 @@ class ThoughtStream:
         stop_ids: Sequence[int],
         settings: ThoughtSettings | None = None,
         allowed: RowFilter | None = None,
+        opening_ids: Sequence[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = ThoughtSettings() if settings is None else settings
+        self._opening = [int(token_id) for token_id in opening_ids]
+        self._started = False
         self.finished = False
         self._trie, self._allowed = searcher.trie, allowed
         self._closing = [int(token_id) for token_id in closing_ids]
@@ -107,7 +125,7 @@ class ThoughtStream:
         self._clock = clock
         self._ends_at: float | None = None
         self._chain: TextChain | None = TextChain(
-            searcher, prompt, max_new_tokens=self.settings.max_thought_tokens + len(self._closing)
+            searcher, prompt, max_new_tokens=len(self._opening) + self.settings.max_thought_tokens + len(self._closing)
         )
         self._token_ids = self._chain.scorer.token_ids
         self._every_sid = np.concatenate(self._token_ids)
@@ -127,7 +145,15 @@ class ThoughtStream:
         if self._ends_at is None:
             seconds = self.settings.max_seconds
             self._ends_at = np.inf if seconds is None else self._clock() + seconds
-        if len(self._chain.ids) >= self.settings.max_thought_tokens:
+        if not self._started:
+            self._started = True
+            if self.settings.sure_margin is not None:
+                plain = self._search(self._chain)
+                if margin(plain) >= self.settings.sure_margin:
+                    self.close()
+                    return [Thought((), "sure", plain)]
+            self._chain.write(self._opening)
+        if len(self._chain.ids) - len(self._opening) >= self.settings.max_thought_tokens:
             return self._recommend(self._chain, "length")
         if self._clock() >= self._ends_at:
             return self._recommend(self._chain, "time")
@@ -137,7 +163,7 @@ class ThoughtStream:
         self._chain.write([chosen])
         self._prefix = self._after(chosen)
         said = TextToken((chosen,))
-        if self._closing and self._chain.ids[-len(self._closing) :] == self._closing:
+        if self._closing and self._chain.ids[len(self._opening) :][-len(self._closing) :] == self._closing:
             return [said, *self._recommend(self._chain, "closed")]
         return [said]
 
@@ -147,16 +173,21 @@ class ThoughtStream:
         written = next(
             size
             for size in range(len(self._closing), -1, -1)
-            if chain.ids[len(chain.ids) - size :] == self._closing[:size]
+            if chain.ids[max(len(self._opening), len(chain.ids) - size) :] == self._closing[:size]
         )
         rest = self._closing[written:]
         chain.write(rest)
-        (result,) = beam_search(
-            chain.branch(), [self._allowed], num_beams=self.settings.num_beams, top_k=self.settings.top_k
-        )
-        thought = Thought(tuple(chain.ids), end, result)
+        thought = Thought(tuple(chain.ids), end, self._search(chain))
         self.close()
         return [*([TextToken(tuple(rest))] if rest else []), thought]
+
+    def _search(self, chain: TextChain) -> SearchResult:
+        """Items behind what is written; their columns are dropped again."""
+        expander = chain.branch()
+        slots = chain.session.num_slots
+        (result,) = beam_search(expander, [self._allowed], num_beams=self.settings.num_beams, top_k=self.settings.top_k)
+        chain.session.truncate(slots)
+        return result
 
     def _forbidden(self) -> np.ndarray:
         """All SID tokens but those that begin a prefix or continue the one before, short of a whole SID."""
@@ -184,10 +215,17 @@ def think_then_recommend(
     stop_ids: Sequence[int],
     settings: ThoughtSettings | None = None,
     allowed: RowFilter | None = None,
+    opening_ids: Sequence[int] = (),
 ) -> Thought:
     """`ThoughtStream` from its beginning to its end; the arguments are its."""
     stream = ThoughtStream(
-        searcher, prompt, closing_ids=closing_ids, stop_ids=stop_ids, settings=settings, allowed=allowed
+        searcher,
+        prompt,
+        closing_ids=closing_ids,
+        stop_ids=stop_ids,
+        settings=settings,
+        allowed=allowed,
+        opening_ids=opening_ids,
     )
     while True:
         for event in stream.step():

@@ -14,7 +14,7 @@ from llmrec.decode.searcher import Searcher
 from llmrec.decode.session import PrefixSession
 from llmrec.decode.text import Finished, NamedItem, TextSettings, TextStream, TextToken
 from llmrec.decode.text_chain import TextChain, TokenChooser
-from llmrec.decode.thought import Thought, ThoughtSettings, ThoughtStream, think_then_recommend
+from llmrec.decode.thought import Thought, ThoughtSettings, ThoughtStream, margin, think_then_recommend
 from llmrec.errors import InputError, LLMRecError
 from llmrec.testing.search_conformance import assert_same_ranking, search_world
 from llmrec.testing.worlds import tiny_tokenizer
@@ -452,3 +452,34 @@ def test_unusable_thought_settings_are_refused():
     for wrong in ({"max_thought_tokens": -1}, {"top_k": 0}, {"top_k": 30}):
         with pytest.raises(InputError, match="1 <= top_k <= num_beams"):
             ThoughtSettings(**wrong)
+
+
+def test_no_thought_where_the_plain_search_is_sure():
+    world = text_world()
+    searcher = searcher_of(world)
+    ends = set()
+    for prompt in world.prompts[1:]:
+        excluded = searcher.trie.exclusion([1, 2])
+        (plain,) = searcher.beam([prompt], num_beams=6, top_k=5, excluded=[excluded])
+        lead = margin(plain)
+        assert lead == plain.scores[0] - plain.scores[plain.bucket_of == 1][0]
+        for threshold in (lead * 0.99, lead * 1.01):
+            settings = ThoughtSettings(max_thought_tokens=5, num_beams=6, top_k=5, sure_margin=threshold)
+            thought = think_then_recommend(
+                searcher, prompt, closing_ids=CLOSING, stop_ids=(), settings=settings, allowed=excluded,
+                opening_ids=[303, 304],
+            )  # fmt: skip
+            ends.add(thought.end)
+            if threshold < lead:
+                assert thought.end == "sure"
+                assert thought.ids == ()
+                assert_same_ranking(thought.result, plain)
+                continue
+            # the plain search before it leaves no trace
+            opened = [*prompt, 303, 304]
+            assert list(thought.ids) == [303, 304, *expected_thought(world, opened, 5), *CLOSING]
+            expected = world.oracle().beam([*prompt, *thought.ids], num_beams=6, top_k=5, excluded=[1, 2])
+            assert_same_ranking(thought.result, expected)
+    assert ends == {"sure", "length"}
+    with pytest.raises(InputError, match="sure_margin"):
+        ThoughtSettings(sure_margin=-1.0)
