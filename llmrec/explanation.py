@@ -2,8 +2,9 @@
 
 The model answers the chat prompt of the task ``explain`` greedily. Items appear in the answer as SIDs and become titles
 here; the torch engine lets it name the explained item and those of the history only, vLLM writes without constraint.
-What is then left to check is counted, not hidden: SIDs that no item has, and titles that the words name in quotes and
-the catalogue lacks. Titles named without quotes cannot be told from other words.
+What is then left to check is counted, not hidden: SIDs that no item has, titles that the words name in quotes and the
+catalogue lacks, items named that were never chosen, and attributes that the catalogue does not bear out
+(`llmrec.prompts.explanation_claims`). Titles named without quotes cannot be told from other words.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from llmrec.data.catalog import Catalog
 from llmrec.prompts.answers import Part
 from llmrec.prompts.explain import Explain
+from llmrec.prompts.explanation_claims import untrue_attributes
 from llmrec.prompts.renderer import Renderer
 from llmrec.prompts.segments import Rendered
 
@@ -38,6 +41,10 @@ class Explanation:
     """The model ended its answer; False where it was cut off."""
     unknown_items: tuple[str, ...] = ()
     """History items that have no SID and were skipped."""
+    named_outside_history: tuple[str, ...] = ()
+    """Items that the answer names, by SID or by title in quotes, and that are neither explained nor in the history."""
+    untrue_attributes: tuple[str, ...] = ()
+    """Claims about the explained item that the catalogue does not bear out, as ``attribute: value``."""
 
 
 def explanation_prompt(renderer: Renderer, history: Sequence[str], item_id: str) -> Rendered:
@@ -46,7 +53,13 @@ def explanation_prompt(renderer: Renderer, history: Sequence[str], item_id: str)
 
 
 def read_explanation(
-    parts: Sequence[Part], item_id: str, history: Sequence[str], titles: dict[str, str], *, finished: bool
+    parts: Sequence[Part],
+    item_id: str,
+    history: Sequence[str],
+    titles: dict[str, str],
+    *,
+    finished: bool,
+    catalog: Catalog | None = None,
 ) -> Explanation:
     """Turn an answer's parts into text for people, and check it.
 
@@ -56,6 +69,7 @@ def read_explanation(
         history: what the prompt showed.
         titles: title by item id, of all items.
         finished: whether the answer ended by itself.
+        catalog: attributes to hold claims against; without one they are not checked.
     """
     spelled, named, unknown_sids, quoted = [], [], [], []
     for part in parts:
@@ -69,14 +83,23 @@ def read_explanation(
         else:
             unknown_sids.append(part.text)
             spelled.append(part.text)
-    known = {title.casefold() for title in titles.values()}
+    items_of: dict[str, set[str]] = {}
+    for one, title in titles.items():
+        items_of.setdefault(title.casefold(), set()).add(one)
+    shown = {item_id, *history}
+    text = " ".join("".join(spelled).split())
+    outside = [one for one in named if one not in shown]
+    titled = [items_of[title.casefold()] for title in quoted if title.casefold() in items_of]
+    outside += [min(items) for items in titled if not items & shown]
     return Explanation(
         item_id=item_id,
-        text=" ".join("".join(spelled).split()),
+        text=text,
         named_items=tuple(dict.fromkeys(named)),
-        named_titles_unknown=tuple(dict.fromkeys(title for title in quoted if title.casefold() not in known)),
+        named_titles_unknown=tuple(dict.fromkeys(title for title in quoted if title.casefold() not in items_of)),
         unknown_sids=tuple(unknown_sids),
         finished=finished,
+        named_outside_history=tuple(dict.fromkeys(outside)),
+        untrue_attributes=untrue_attributes(text, item_id, catalog) if catalog else (),
     )
 
 

@@ -268,7 +268,8 @@ class Recommender:
         answer = self._written(prompt.input_ids, stop_ids, max_new_tokens, [*history, item_id])
         titles = {known: self.titles.title(known) for known in self.checkpoint.table.item_ids}
         parts = self.renderer.reader.parts(answer.token_ids.tolist())
-        explanation = read_explanation(parts, item_id, history, titles, finished=answer.finish_reason == "stop")
+        finished, catalog = answer.finish_reason == "stop", self.checkpoint.catalog
+        explanation = read_explanation(parts, item_id, history, titles, finished=finished, catalog=catalog)
         return replace(explanation, unknown_items=unknown)
 
     # -- parts ---------------------------------------------------------------------------------------------------

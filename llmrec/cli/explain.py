@@ -47,6 +47,12 @@ def explain(
     invented = found.named_titles_unknown
     shown = f": {', '.join(invented)}" if invented else ""
     console.print(Text(f"titles named that the catalogue lacks: {len(invented)}{shown}"))
+    if found.named_outside_history:
+        named = ", ".join(recommender.titles.title(one) for one in found.named_outside_history)
+        console.print(Text(f"items named that are not in the history: {len(found.named_outside_history)}: {named}"))
+    if found.untrue_attributes:
+        claims = ", ".join(found.untrue_attributes)
+        console.print(Text(f"attributes named that the catalogue does not bear out: {claims}"))
     if found.unknown_sids:
         console.print(Text(f"SIDs named that no item has: {len(found.unknown_sids)}: {', '.join(found.unknown_sids)}"))
     if not found.finished:
