@@ -184,7 +184,7 @@ class _Run:
         cpt_folder = self.folder / "cpt"
         start: Checkpoint | None = None
         if name == "cpt":
-            model, extension = self._extended_base()
+            model, extension = self._extended_base(config)
             tokenizer, table = extension.tokenizer, extension.table
             model = cpt.prepare(model, table, stage, config.flow)
         else:
@@ -242,11 +242,11 @@ class _Run:
         )  # fmt: skip
         shutil.rmtree(work)
 
-    def _extended_base(self) -> tuple[Any, Extension]:
-        """The base with untrained SID rows."""
+    def _extended_base(self, config: PipelineConfig) -> tuple[Any, Extension]:
+        """The base of `config` with untrained rows for the run's SIDs."""
         from llmrec.sid_vocab.table import SIDTable
 
-        return extended_base(self.config, self.dataset, SIDTable.load(self.folder / "sid"))
+        return extended_base(config, self.dataset, SIDTable.load(self.folder / "sid"))
 
     def _evaluate(self, name: str, key: str) -> None:
         from llmrec.decode.searcher import Searcher
@@ -262,7 +262,9 @@ class _Run:
         recommender = Recommender.load(self.final)
         models = {"llmrec": Generator.of_recommender(recommender, label="llmrec")}
         if config.untrained:
-            model, extension = self._extended_base()
+            # In full, as the checkpoint beside it is served.
+            whole = config.model_copy(update={"base": config.base.model_copy(update={"quantize": None})})
+            model, extension = self._extended_base(whole)
             table = extension.table
             trie = SIDTrie.build(table.codes, table.codebook_sizes)
             models["untrained"] = Generator(
