@@ -68,6 +68,7 @@ def validate(
 
 def _check(path: Path, overrides: Sequence[str]) -> str:
     """What kind of recipe the file is, told by its keys; raises ConfigError for what is wrong with one of that kind."""
+    from llmrec.align.config import METHODS, AlignConfig
     from llmrec.cli.sid_fit import load_sid_recipe
     from llmrec.config import load_config, read_yaml
     from llmrec.pipeline import load_recipe
@@ -79,6 +80,9 @@ def _check(path: Path, overrides: Sequence[str]) -> str:
     if keys & {"negatives", "scorer", "feedback"}:
         load_config(PreferConfig, path, ["checkpoint=runs/NAME", *overrides])
         return "preference data, for `llmrec prefer`"
+    if keys & set(METHODS):
+        load_config(AlignConfig, path, ["checkpoint=runs/NAME", *overrides])
+        return "an alignment, for `llmrec align`"
     if keys and keys <= SIDConfig.model_fields.keys():
         load_sid_recipe(str(path), ["data.path=data", *overrides])
         return "SIDs, for `llmrec sid fit` or below `sid:` of a pipeline"

@@ -36,6 +36,7 @@ def test_every_shipped_recipe_is_told_by_its_keys_and_fine(validate):
             kinds[recipe.name] = out.split(" is fine: ")[1].split(",")[0]
     assert kinds["sid_vocab/text.yaml"] == "SIDs"
     assert kinds["train/preference/beams.yaml"] == "preference data"
+    assert kinds["train/align/grpo-hit.yaml"] == "an alignment"
     assert kinds["quickstart"] == "a pipeline"
 
 

@@ -1,0 +1,1 @@
+"""``llmrec align``: a finished checkpoint learns on from preferences or rewards, or as the control from more SFT."""
