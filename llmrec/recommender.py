@@ -26,6 +26,7 @@ from llmrec.decode.item_bonus import ItemBonus
 from llmrec.decode.result import NORMALISATIONS, Generated, Normalise, SearchResult
 from llmrec.decode.trie import SIDTrie
 from llmrec.decode.trie_filter import RowFilter
+from llmrec.engines import as_backend, in_torch, in_vllm
 from llmrec.errors import InputError
 from llmrec.explanation import MAX_NEW_TOKENS, Explanation, explanation_prompt, read_explanation
 from llmrec.models import DTypeName
@@ -36,9 +37,6 @@ from llmrec.title_match import TitleMatcher
 
 if TYPE_CHECKING:
     from llmrec.decode.searcher import Searcher
-
-_CHAT_TOKENS = 1024
-"""Room that vLLM gives a prompt and its answer, where the model can read that much."""
 
 
 class Recommender:
@@ -57,7 +55,7 @@ class Recommender:
     ) -> None:
         self.checkpoint = checkpoint
         self.batch_size = batch_size
-        self.backend: Backend = _backend(checkpoint.load_model() if model is None else model, prefix_cache_mb)
+        self.backend: Backend = as_backend(checkpoint.load_model() if model is None else model, prefix_cache_mb)
         self.renderer = checkpoint.renderer
         table = checkpoint.table
         self._active: np.ndarray = table.status == ACTIVE
@@ -94,7 +92,7 @@ class Recommender:
         checkpoint = Checkpoint.load(Path(folder), table=table, catalog=catalog)
         if engine not in get_args(EngineName):
             raise InputError(f"engine={engine!r} is unknown.", hint=f"one of {', '.join(get_args(EngineName))}")
-        model = _in_vllm(checkpoint, dtype) if engine == "vllm" else _in_torch(checkpoint, dtype)
+        model = in_vllm(checkpoint, dtype) if engine == "vllm" else in_torch(checkpoint, dtype)
         return cls(checkpoint, model, batch_size=batch_size, prefix_cache_mb=prefix_cache_mb)
 
     def over(self, checkpoint: Checkpoint) -> Recommender:
@@ -369,40 +367,6 @@ class Recommender:
             truncated_items=prompt.truncated_items,
             notes=notes(unknown, len(history), len(items), k, table.num_items),
         )
-
-
-def _backend(model: Any, prefix_cache_mb: int) -> Backend:
-    """A back end as it is, a transformers model in one."""
-    if not hasattr(model, "get_decoder"):
-        made: Backend = model
-        return made
-    from llmrec.decode.prefix_cache import PrefixCache
-    from llmrec.decode.torch_backend import TorchBackend
-
-    return TorchBackend(model, prefix_cache=PrefixCache(prefix_cache_mb << 20) if prefix_cache_mb else None)
-
-
-def _in_torch(checkpoint: Checkpoint, dtype: DTypeName) -> Any:
-    import torch
-
-    model: Any = checkpoint.load_model(dtype)
-    return model.to("cuda") if torch.cuda.is_available() else model
-
-
-def _in_vllm(checkpoint: Checkpoint, dtype: DTypeName) -> Any:
-    """A full model as it is; a plain adapter behind its base, which has the SID rows."""
-    from transformers import AutoConfig
-
-    from llmrec.decode.vllm_backend import VLLMBackend
-
-    folder, base = checkpoint.folder, checkpoint.base_folder
-    # Histories are cut at the card's length; the chat of an explanation has a length of its own.
-    readable = AutoConfig.from_pretrained(base or folder, trust_remote_code=False).max_position_embeddings
-    wanted = max(checkpoint.card.serving.max_length + checkpoint.table.num_levels, _CHAT_TOKENS)
-    room = min(int(readable), wanted)
-    if base is None:
-        return VLLMBackend.load(folder, dtype=dtype, max_model_len=room)
-    return VLLMBackend.load(base, dtype=dtype, max_model_len=room, adapters={"default": folder}).with_adapter("default")
 
 
 def _nothing(normalise: Normalise) -> SearchResult:
