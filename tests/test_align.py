@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,12 @@ def align(config: AlignConfig, root: Path) -> tuple[Any, str]:
 
 
 @pytest.fixture
-def llmrec(capsys, monkeypatch, tmp_path):
+def llmrec(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[Any, str, str]]:
     """``llmrec(words...)`` -> (exit code, stdout, stderr), in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
 
-    def run(*words):
+    def run(*words: Any) -> tuple[Any, str, str]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             cli.main([str(word) for word in words])
@@ -72,7 +73,9 @@ def llmrec(capsys, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_gives_a_checkpoint_that_recommends_and_stands_beside_its_start(tiny_run, tmp_path, name) -> None:
+def test_a_method_gives_a_checkpoint_that_recommends_and_stands_beside_its_start(
+    tiny_run: Any, tmp_path: Path, name: str
+) -> None:
     config = recipe(tiny_run, name)
     result, shown = align(config, tmp_path)
     start, made = Checkpoint.load(tiny_run[1].final), Checkpoint.load(result.checkpoint)
@@ -104,7 +107,7 @@ def test_a_method_gives_a_checkpoint_that_recommends_and_stands_beside_its_start
     assert "done before" in told
 
 
-def test_each_iteration_of_self_play_keeps_the_pairs_it_was_trained_on(tiny_run, tmp_path) -> None:
+def test_each_iteration_of_self_play_keeps_the_pairs_it_was_trained_on(tiny_run: Any, tmp_path: Path) -> None:
     from llmrec.train.preference.files import read_rows
 
     result, _ = align(recipe(tiny_run, "s-dpo"), tmp_path)
@@ -115,7 +118,9 @@ def test_each_iteration_of_self_play_keeps_the_pairs_it_was_trained_on(tiny_run,
     assert set(first[0].source) == {"self_play"}
 
 
-def test_a_stopped_training_goes_on_and_ends_in_the_same_weights(tiny_run, tmp_path, monkeypatch, one_thread) -> None:
+def test_a_stopped_training_goes_on_and_ends_in_the_same_weights(
+    tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
     config = recipe(tiny_run, "dpo")
     whole, _ = align(config, tmp_path / "whole")
     step_end = LogCallback.on_step_end
@@ -136,7 +141,7 @@ def test_a_stopped_training_goes_on_and_ends_in_the_same_weights(tiny_run, tmp_p
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_other_settings_train_anew_and_a_new_evaluation_does_not(tiny_run, tmp_path) -> None:
+def test_other_settings_train_anew_and_a_new_evaluation_does_not(tiny_run: Any, tmp_path: Path) -> None:
     first, _ = align(recipe(tiny_run, "dpo"), tmp_path)
     judged = {"users": 8, "exact_users": 0, "baselines": {}}
     second, _ = align(recipe(tiny_run, "dpo", eval=judged), tmp_path)
@@ -149,7 +154,7 @@ def test_other_settings_train_anew_and_a_new_evaluation_does_not(tiny_run, tmp_p
     assert first.checkpoint == third.checkpoint
 
 
-def test_pairs_of_a_folder_and_the_checkpoint_of_another_alignment(tiny_run, tmp_path, llmrec) -> None:
+def test_pairs_of_a_folder_and_the_checkpoint_of_another_alignment(tiny_run: Any, tmp_path: Path, llmrec: Any) -> None:
     words = ("prefer", "random", f"checkpoint={tiny_run[1].folder}", "users=16", "--output", tmp_path / "pairs")
     assert llmrec(*words)[0] == 0
     given = {"preference": {**PREFERENCE, "pairs": str(tmp_path / "pairs")}}
@@ -161,7 +166,7 @@ def test_pairs_of_a_folder_and_the_checkpoint_of_another_alignment(tiny_run, tmp
     assert lineage[-1].parent == Checkpoint.load(first.checkpoint).fingerprint
 
 
-def test_the_command_runs_a_shipped_recipe_and_says_what_it_took(tiny_run, llmrec) -> None:
+def test_the_command_runs_a_shipped_recipe_and_says_what_it_took(tiny_run: Any, llmrec: Any) -> None:
     changes = ("continued.steps=2", "continued.batch_tokens=256", "eval.users=8", "eval.exact_users=0")
     code, out, err = llmrec("align", "continued", f"checkpoint={tiny_run[1].final}", *changes)
     assert code == 0, err
@@ -187,12 +192,12 @@ def test_the_command_runs_a_shipped_recipe_and_says_what_it_took(tiny_run, llmre
         ({"continued": {"step": 3}}, "did you mean 'steps'"),
     ],
 )
-def test_wrong_combinations_are_refused_with_reasons(values, told) -> None:
+def test_wrong_combinations_are_refused_with_reasons(values: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         build_config(AlignConfig, {"name": "x", **values}, source="test")
 
 
-def test_a_start_that_cannot_be_aligned_leaves_nothing(tiny_run, tmp_path, llmrec) -> None:
+def test_a_start_that_cannot_be_aligned_leaves_nothing(tiny_run: Any, tmp_path: Path, llmrec: Any) -> None:
     run = tiny_run[1].folder
     with pytest.raises(InputError, match="seen no sft"):
         align(recipe(tiny_run, "dpo", checkpoint=str(run / "cpt")), tmp_path)

@@ -128,5 +128,5 @@ def load_align_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Align
         ConfigError: unknown keys or wrong values, all of them.
     """
     named = recipes.folder("train") / "align" / f"{name_or_path}.yaml"
-    path = named if named.is_file() and not Path(name_or_path).exists() else recipes.find(name_or_path)
+    path = named if named.is_file() and not Path(name_or_path).is_file() else recipes.find(name_or_path)
     return load_config(AlignConfig, path, overrides)

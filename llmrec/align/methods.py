@@ -196,8 +196,10 @@ def _made_rows(job: Job, iteration: int, current: Any) -> Sequence[PreferenceRow
     path = job.work / "pairs" / f"iteration-{iteration + 1}.parquet"
     if path.exists():
         return read_rows(path)
-    config = job.config.preference and job.config.preference.prefer
-    assert config is not None
+    preference = job.config.preference
+    assert preference is not None
+    assert preference.prefer is not None
+    config = preference.prefer
     if config.negatives and config.negatives.self_play:
         play = config.negatives.self_play
         play = play.model_copy(update={"iteration": play.iteration + iteration})

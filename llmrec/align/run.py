@@ -37,6 +37,7 @@ from llmrec.stages import StageCache, StageRun
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llmrec.checkpoint_card import BaseCard
     from llmrec.data.dataset import Dataset
     from llmrec.eval.result import EvalResult
 
@@ -176,6 +177,7 @@ class _Run:
         from llmrec.checkpoint_checks import from_here, is_adapter
 
         start, card = self.start, self.start.card
+        base: BaseCard | None
         if card.kind == "model" and is_adapter(trained.model):  # a new adapter on a full model
             base = describe_base(start.folder)
         else:

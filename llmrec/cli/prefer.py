@@ -14,9 +14,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmrec.checkpoint_card import Card
     from llmrec.data.catalog import Catalog
-    from llmrec.data.dataset import Dataset
     from llmrec.train.preference.answers import Progress
     from llmrec.train.preference.build import Preferences
     from llmrec.train.preference.config import PreferConfig
@@ -45,6 +43,7 @@ def prefer(
     """Make preference data: negatives, self-play, a scorer or graded feedback; no valid or test target in any pair."""
     from rich.console import Console
 
+    from llmrec.align.start import data_of, last_checkpoint
     from llmrec.checkpoint import Checkpoint
     from llmrec.checkpoint_card import Card
     from llmrec.errors import InputError
@@ -61,9 +60,9 @@ def prefer(
     folder = output or Path("runs", "preference", config.name)
     if folder.exists():
         raise InputError(f"{folder} exists already and is not overwritten", hint="remove it, or give --output")
-    place = _checkpoint_folder(Path(config.checkpoint))
+    place = last_checkpoint(Path(config.checkpoint))
     card = Card.read(place)
-    dataset = _data(config, card)
+    dataset = data_of(card, config.data)
 
     # 2. Ask, pick, check.
     parts = folder.with_name(folder.name + ".parts")
@@ -117,41 +116,6 @@ def _config(source: str, overrides: list[str]) -> PreferConfig:
             hint=f"run it (llmrec run {source}), then llmrec prefer runs/{name}",
         )
     return load_config(PreferConfig, path, overrides)
-
-
-def _checkpoint_folder(given: Path) -> Path:
-    """A checkpoint itself, or the last one of a run."""
-    from llmrec.errors import InputError
-    from llmrec.pipeline_config import load_recipe
-
-    if (given / "llmrec.json").is_file() or not (given / "recipe.yaml").is_file():
-        return given
-    last = given / next(reversed(load_recipe(given / "recipe.yaml").stages))
-    if not (last / "llmrec.json").is_file():
-        raise InputError(f"The run {given} has no checkpoint {last.name} yet.", hint="finish it with llmrec run")
-    return last
-
-
-def _data(config: PreferConfig, card: Card) -> Dataset:
-    """The data of the recipe, else the checkpoint's; a model that knows targets of it is refused."""
-    from llmrec.config import build_config
-    from llmrec.data.config import DataConfig
-    from llmrec.data.dataset import read_data
-    from llmrec.errors import InputError, MismatchError
-
-    settings = config.data
-    if settings is None:
-        if not isinstance(card.recipe.get("data"), dict):
-            raise InputError("The checkpoint's recipe names no data.", hint="set data.path in the preference recipe")
-        settings = build_config(DataConfig, card.recipe["data"], source="the checkpoint's recipe, data")
-    dataset = read_data(settings)
-    if card.data.loo_sha256 != dataset.split.loo_sha256:
-        raise MismatchError(
-            f"The checkpoint was trained on {card.data.name} with check value {card.data.loo_sha256}, the data is "
-            f"{dataset.name} with {dataset.split.loo_sha256}: it may have learnt targets of this data.",
-            hint="take the data that it was trained on, or train on this data first",
-        )
-    return dataset
 
 
 @contextmanager
