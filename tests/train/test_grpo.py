@@ -19,10 +19,10 @@ from llmrec.testing.checkpoints import tiny_parts
 from llmrec.train import cpt
 from llmrec.train.config import StageConfig
 from llmrec.train.grpo.prompts import build_prompts
-from llmrec.train.grpo.reference import StartWeights
 from llmrec.train.grpo.stage import prepare
 from llmrec.train.grpo.trainer import ConstrainedGRPOTrainer
 from llmrec.train.rewards.compose import RewardSet
+from llmrec.train.start_weights import StartWeights
 from tests.train.conftest import World, make_world
 from tests.train.grpo_world import copied, grpo, settings
 

@@ -31,7 +31,6 @@ from llmrec.train.config import Flow, StageConfig
 from llmrec.train.grpo.config import GRPOStageConfig
 from llmrec.train.grpo.losses import LOSSES
 from llmrec.train.grpo.prompts import Prompts, build_prompts
-from llmrec.train.grpo.reference import StartWeights
 from llmrec.train.grpo.rollouts import ROLLOUTS
 from llmrec.train.grpo.trainer import ConstrainedGRPOTrainer
 from llmrec.train.log import TrainingLog
@@ -43,6 +42,7 @@ from llmrec.train.monitor.watch import MonitorCallback
 from llmrec.train.rewards.build import build_context
 from llmrec.train.rewards.compose import make_rewards
 from llmrec.train.start import prepare_start
+from llmrec.train.start_weights import StartWeights
 from llmrec.train.states import KEPT, full_disk_told, last_state, require_room
 from llmrec.train.tree_forward import TreeForward
 

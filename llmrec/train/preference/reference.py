@@ -7,7 +7,7 @@ copy of the adapter would lack the trained SID rows, without a word.
 
 By default all rows are scored once before the first step (`score_rows`), when the model *is* its reference: nothing has
 to be kept in memory, and a run of several epochs pays one forward. What was scored is kept in a file for a resumed run.
-Otherwise a copy of the trained parameters is swapped in for each batch (`llmrec.train.grpo.reference.StartWeights`).
+Otherwise a copy of the trained parameters is swapped in for each batch (`llmrec.train.start_weights.StartWeights`).
 An iteration begins with a new reference: the model as the iteration before has left it.
 """
 

@@ -29,7 +29,6 @@ from llmrec.data.dataset import Dataset
 from llmrec.errors import MismatchError
 from llmrec.prompts.renderer import Renderer
 from llmrec.train.config import Flow, StageConfig
-from llmrec.train.grpo.reference import StartWeights
 from llmrec.train.log import TrainingLog
 from llmrec.train.preference.losses import PreferenceObjective
 from llmrec.train.preference.pairs import PreferenceRow
@@ -40,6 +39,7 @@ from llmrec.train.preference.trainer import MEASURES, PreferenceCollator, Prefer
 from llmrec.train.progress import LogCallback
 from llmrec.train.stage import stage_arguments, valid_dataset
 from llmrec.train.start import prepare_start
+from llmrec.train.start_weights import StartWeights
 from llmrec.train.states import full_disk_told, last_state, require_room
 from llmrec.train.tree_forward import TreeForward
 

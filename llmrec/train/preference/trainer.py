@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from trl.trainer.utils import disable_dropout_in_model
 
 from llmrec.train.batches import IGNORED, collate
-from llmrec.train.grpo.reference import StartWeights
 from llmrec.train.preference.losses import PreferenceObjective, ScoredRows
 from llmrec.train.preference.rows import PreferenceBatches
+from llmrec.train.start_weights import StartWeights
 from llmrec.train.trainer import RecommenderTrainer
 from llmrec.train.tree_forward import TreeForward
 

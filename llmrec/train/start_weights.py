@@ -1,4 +1,4 @@
-"""The reference of the KL divergence: the model as the stage was given it, whatever learns.
+"""The reference of preference losses and KL divergences: the model as a stage was given it, whatever learns.
 
 What learns (LoRA, SID rows of an adapter, or every weight) is copied once and swapped in for the reference's forward.
 With a fresh adapter that equals switching the adapter off; with one that learns on it is the adapter as it was, *and
