@@ -8,7 +8,8 @@ codes of another one, 3 x 256 of RQ-KMeans 18 %. Take it for many levels.
 ``pq`` cuts the vector as it is into `num_levels` pieces; ``opq`` first turns it, so that the pieces are independent
 and equally rich: principal axes dealt to the levels by variance (Ge et al., section 3.3), then clusters and rotation
 in turn (section 3.2). Departures from RPG: a code of any size, not 256 alone, and pieces of unequal width where
-`num_levels` does not divide the width; so k-means is that of all quantisers here and the rotation ours, not ``faiss.OPQMatrix``.
+`num_levels` does not divide the width; so k-means is that of all quantisers here and the rotation is our own, not
+``faiss.OPQMatrix``.
 
 The codewords are stored where they lie in the input space, the rest of the mean vector in those of the first level.
 Pieces are at right angles, so that a residual encoder codes each as if alone: `ResidualCodebooks` does all the rest.
