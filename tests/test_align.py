@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,8 +200,13 @@ def test_wrong_combinations_are_refused_with_reasons(values: dict[str, Any], tol
 
 def test_a_start_that_cannot_be_aligned_leaves_nothing(tiny_run: Any, tmp_path: Path, llmrec: Any) -> None:
     run = tiny_run[1].folder
+    untaught = tmp_path / "untaught"
+    shutil.copytree(run / "cpt", untaught)
+    card = json.loads((untaught / "llmrec.json").read_text())
+    card["recipe"]["cpt"]["tasks"] = {"sid_to_title": {}}
+    (untaught / "llmrec.json").write_text(json.dumps(card))
     with pytest.raises(InputError, match="seen no sft"):
-        align(recipe(tiny_run, "dpo", checkpoint=str(run / "cpt")), tmp_path)
+        align(recipe(tiny_run, "dpo", checkpoint=str(untaught)), tmp_path)
     with pytest.raises(InputError, match=r"(?s)no llmrec checkpoint.*does not exist"):
         align(recipe(tiny_run, "grpo", checkpoint=str(tmp_path / "gone")), tmp_path)
     head = {"preference": {**METHODS["dpo"]["preference"], "head": "vocab"}}

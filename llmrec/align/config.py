@@ -82,7 +82,7 @@ class AlignConfig(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Of the run: its folder below ``runs/``."""
     checkpoint: str | None = None
-    """A checkpoint that SFT has made, or a run, of which the last one is taken."""
+    """A checkpoint that has learnt to recommend, or a run, of which the last one is taken."""
     data: DataConfig | None = None
     """None takes the data that the checkpoint was trained on; for data that has moved."""
     preference: PreferenceMethod | None = None

@@ -76,7 +76,7 @@ def run_align(config: AlignConfig, folder: Path, console: Console) -> AlignResul
         console: where progress is told.
 
     Raises:
-        InputError: no checkpoint, one without SFT, or settings that contradict it.
+        InputError: no checkpoint, one that has not learnt to recommend, or settings that contradict it.
         MismatchError: other data than the checkpoint's.
     """
     return _Run(config, folder, console).result()

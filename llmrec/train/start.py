@@ -1,15 +1,32 @@
-"""What learns after SFT: the adapter that SFT left learns on, a full model gets a new one, or learns in full."""
+"""What learns in an alignment: the adapter that SFT left learns on, a full model gets a new one, or learns in full."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from llmrec.checkpoint import Checkpoint
+from llmrec.checkpoint_card import Card
 from llmrec.errors import InputError
 from llmrec.sid_vocab.adapter_rows import patch_trainable_tokens_bias
 from llmrec.train.config import Flow, StageConfig
 from llmrec.train.cpt import add_adapter
 from llmrec.train.trainer import freeze_base_rows
+
+SERVED_TASK = "behaviour"
+"""The task whose prompts are served: what an alignment refines."""
+
+
+def has_learnt(card: Card) -> bool:
+    """Whether a checkpoint has learnt to recommend: in SFT, or in any stage that trained the served task.
+
+    A model from scratch often has its whole training in ``cpt``. Aligning a model without either would reward noise.
+    """
+
+    def taught(stage: str) -> bool:
+        settings = card.recipe.get(stage)
+        return isinstance(settings, dict) and SERVED_TASK in (settings.get("tasks") or {})
+
+    return any(entry.stage == "sft" or taught(entry.stage) for entry in card.lineage)
 
 
 def prepare_start(name: str, start: Checkpoint, config: StageConfig, flow: Flow) -> Any:
@@ -17,18 +34,18 @@ def prepare_start(name: str, start: Checkpoint, config: StageConfig, flow: Flow)
 
     Args:
         name: of the stage, for messages.
-        start: what SFT left.
+        start: a checkpoint that has learnt to recommend (`has_learnt`).
         config: its ``method``, ``train_sid_rows``, ``lora`` and ``seed``.
         flow: of the pipeline.
 
     Raises:
-        InputError: a checkpoint that SFT has not seen, or settings that contradict the flow or the checkpoint.
+        InputError: a checkpoint that has not learnt to recommend, or settings that contradict the flow or it.
     """
-    if all(entry.stage != "sft" for entry in start.card.lineage):
+    if not has_learnt(start.card):
         stages = ", ".join(entry.stage for entry in start.card.lineage) or "none"
         raise InputError(
-            f"{name} starts from a model that has learned to recommend, but {start.folder} has seen no sft "
-            f"(stages: {stages}).",
+            f"{name} starts from a model that has learnt to recommend, but {start.folder} has seen no sft, and no "
+            f"stage with the task {SERVED_TASK} (stages: {stages}).",
             hint="run the stage sft first, and start from its checkpoint",
         )
     if config.train_sid_rows and flow == "extended_base":

@@ -44,10 +44,16 @@ def test_a_full_model_may_learn_in_full(full: Checkpoint) -> None:
 
 def test_a_start_without_sft_and_contradicting_settings_are_refused(full: Checkpoint, tmp_path: Path) -> None:
     untaught = tiny_parts().write(tmp_path / "cpt")
-    with pytest.raises(InputError, match=r"has seen no sft \(stages: cpt\)"):
+    with pytest.raises(InputError, match=r"has seen no sft, and no stage with the task behaviour \(stages: cpt\)"):
         start.prepare_start("preference", untaught, StageConfig(train_sid_rows=False), "extended_base")
     with pytest.raises(InputError, match=r"preference\.train_sid_rows is true"):
         start.prepare_start("preference", full, StageConfig(), "extended_base")
+
+
+@pytest.mark.parametrize(("task", "taught"), [("behaviour", True), ("sid_to_title", False)])
+def test_a_stage_before_sft_counts_where_it_taught_what_is_served(tmp_path: Path, task: str, taught: bool) -> None:
+    card = tiny_parts().write(tmp_path / "cpt", recipe={"cpt": {"tasks": {task: {}}}, "sft": None}).card
+    assert start.has_learnt(card) == taught
 
 
 @pytest.mark.parametrize("rows", [True, False])
