@@ -58,9 +58,17 @@ class ServedExplanation:
         if not ends:
             return []
         asked = self._question
-        parts = asked.version.recommender.renderer.reader.parts(self._stream.token_ids)
-        whole = ends[0] == "stop"
-        return [read_explanation(parts, asked.item_id, asked.history, asked.version.titles, finished=whole)]
+        checkpoint = asked.version.recommender.checkpoint
+        parts = checkpoint.renderer.reader.parts(self._stream.token_ids)
+        explanation = read_explanation(
+            parts,
+            asked.item_id,
+            asked.history,
+            asked.version.titles,
+            finished=ends[0] == "stop",
+            catalog=checkpoint.catalog,
+        )
+        return [explanation]
 
     def close(self) -> None:
         """Free keys and values."""
@@ -134,5 +142,7 @@ def _shown(explanation: Explanation) -> ItemExplanation:
         text=explanation.text,
         named_items=list(explanation.named_items),
         unknown_names=[*explanation.named_titles_unknown, *explanation.unknown_sids],
+        outside_history=list(explanation.named_outside_history),
+        untrue_attributes=list(explanation.untrue_attributes),
         finished=explanation.finished,
     )

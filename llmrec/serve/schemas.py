@@ -78,6 +78,10 @@ class ItemExplanation(Answer):
     """Items that the text names."""
     unknown_names: list[str]
     """Titles and SIDs in it that the catalogue lacks."""
+    outside_history: list[str]
+    """Items that it names and that are neither explained nor in the history."""
+    untrue_attributes: list[str]
+    """What it says of the item and the catalogue does not bear out, as `attribute: value`."""
     finished: bool
     """False where the text was cut off."""
 

@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from llmrec.decode.text import TextStream
 from llmrec.serve.settings import Limits, ServeSettings
 
 HISTORY = ["1", "7", "13"]
@@ -241,8 +242,25 @@ def test_the_best_items_are_explained_as_the_library_does(serve, recommender):
             "text": expected.text,
             "named_items": list(expected.named_items),
             "unknown_names": [*expected.named_titles_unknown, *expected.unknown_sids],
+            "outside_history": list(expected.named_outside_history),
+            "untrue_attributes": list(expected.untrue_attributes),
             "finished": expected.finished,
         }
+
+
+def test_what_an_explanation_says_untruly_is_told(serve, recommender, monkeypatch):
+    renderer = recommender.renderer
+    lie = [*renderer.codec.text("It has the genres Opera, like "), *sid_of(recommender, "2"), *renderer.codec.text(".")]
+    monkeypatch.setattr(TextStream, "token_ids", lie)
+    answer = post(serve, {"history": HISTORY, "k": 1, "explain": 1, "exclude": ["2"]})
+    (item,) = answer.json()["items"]
+    assert item["explanation"]["untrue_attributes"] == ["genres: Opera"]
+    assert item["explanation"]["outside_history"] == ["2"]
+
+
+def sid_of(recommender, item_id):
+    table = recommender.checkpoint.table
+    return table.sid_token_ids()[table.row(item_id)].tolist()
 
 
 def test_an_engine_that_writes_no_steps_explains_in_one_go(serve, recommender, monkeypatch):
