@@ -129,6 +129,14 @@ class Card(Config):
         """The stage that wrote this checkpoint."""
         return self.lineage[-1].stage
 
+    @property
+    def tasks(self) -> frozenset[str]:
+        """The tasks that the stages on its way taught, by its recipe."""
+        aligned = self.recipe.get("align")
+        sections = {**self.recipe, **(aligned if isinstance(aligned, dict) else {})}
+        stages = (sections.get(entry.stage) for entry in self.lineage)
+        return frozenset(task for stage in stages if isinstance(stage, dict) for task in stage.get("tasks") or ())
+
     def write(self, folder: Path) -> None:
         """Write ``llmrec.json``, last of all files."""
         text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"

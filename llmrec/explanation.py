@@ -12,13 +12,21 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from llmrec.data.catalog import Catalog
+from llmrec.decode.result import Generated
+from llmrec.decode.trie_filter import RowFilter
 from llmrec.prompts.answers import Part
 from llmrec.prompts.explain import Explain
 from llmrec.prompts.explanation_claims import untrue_attributes
 from llmrec.prompts.renderer import Renderer
 from llmrec.prompts.segments import Rendered
+
+if TYPE_CHECKING:
+    from llmrec.decode.searcher import Searcher
 
 MAX_NEW_TOKENS = 80
 _QUOTED = re.compile(r"\"([^\"\n]{2,}?)\"|“([^”\n]{2,}?)”|«([^»\n]{2,}?)»|„([^“”\n]{2,}?)[“”]")
@@ -50,6 +58,23 @@ class Explanation:
 def explanation_prompt(renderer: Renderer, history: Sequence[str], item_id: str) -> Rendered:
     """The explain task's chat without its answer; as long as the task's own window makes it."""
     return renderer.render(Explain().prompt(history, item_id), answer=False)
+
+
+def write_explanation(
+    searcher: Searcher, prompt: np.ndarray, stop_ids: Sequence[int], max_new_tokens: int, allowed: RowFilter
+) -> Generated:
+    """Greedy text behind a prompt, in which (torch) a SID that is begun becomes one of the allowed items."""
+    from llmrec.decode.text import Finished, TextSettings, TextStream
+    from llmrec.decode.torch_backend import TorchBackend
+
+    if not isinstance(searcher.backend, TorchBackend):
+        return searcher.backend.generate_text([prompt], max_new_tokens=max_new_tokens, stop_token_ids=stop_ids)[0]
+    settings = TextSettings(max_new_tokens=max_new_tokens)
+    stream = TextStream(searcher, prompt, stop_ids=stop_ids, settings=settings, allowed=allowed)
+    stopped = False
+    while not stream.finished:
+        stopped = any(isinstance(event, Finished) and event.reason == "stop" for event in stream.step())
+    return Generated(np.array(stream.token_ids, dtype=np.int64), "stop" if stopped else "length")
 
 
 def read_explanation(

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from llmrec.decode.result import Normalise
+from llmrec.decode.result import Normalise, SearchResult
+from llmrec.prompts.grounding import Grounding
+from llmrec.sid_vocab.table import SIDTable
+
+if TYPE_CHECKING:
+    from llmrec.decode.thought import ThoughtEnd
 
 Search = Literal["beam", "exact"]
 """``beam``: a beam of `num_beams`; ``exact``: the true top-k, at a higher and varying cost."""
 
 EngineName = Literal["torch", "vllm"]
 """``torch``: transformers, any device; ``vllm``: vLLM in this process, where it is installed."""
+
+
+MAX_THOUGHT_TOKENS = 96
+"""Budget of a thought where nobody says otherwise: of what is served, and of what the gate judges."""
+
+
+@dataclass(frozen=True)
+class ThoughtOptions:
+    """How to think before a list."""
+
+    max_tokens: int = MAX_THOUGHT_TOKENS
+    """Budget, without the markers around the thought."""
+    sure_margin: float | None = None
+    """Nats by which the best SID of the plain search must be ahead of the second for no thought; None always thinks."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,20 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
+class ThoughtReport:
+    """What the model thought before a list, and how much of it is true."""
+
+    text: str
+    """As the model wrote it, SIDs in their notation; empty where the plain search was sure."""
+    end: ThoughtEnd
+    """Who ended it."""
+    tokens: int
+    """Its tokens, without the markers around it."""
+    grounding: Grounding
+    """Its statements, held against catalogue, SIDs and history (`llmrec.prompts.grounding`)."""
+
+
+@dataclass(frozen=True)
 class Recommendations:
     """The answer for one history; iterating gives the items, best first."""
 
@@ -52,12 +85,25 @@ class Recommendations:
     """Oldest history items beyond the window that the prompt leaves out; they are excluded all the same."""
     notes: tuple[str, ...]
     """What a user should know, in words: skipped items, fewer items than asked for."""
+    thought: ThoughtReport | None = None
+    """Where one was asked for."""
 
     def __iter__(self) -> Iterator[Recommendation]:
         return iter(self.items)
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+def recommended(
+    result: SearchResult, k: int, table: SIDTable, title: Callable[[str], str]
+) -> tuple[Recommendation, ...]:
+    """The first k items of a search."""
+    ids = [table.item_ids[row] for row in result.items[:k]]
+    return tuple(
+        Recommendation(item_id, title(item_id), table.text(item_id), float(score))
+        for item_id, score in zip(ids, result.scores[:k], strict=True)
+    )
 
 
 def notes(

@@ -28,15 +28,18 @@ from llmrec.decode.trie import SIDTrie
 from llmrec.decode.trie_filter import RowFilter
 from llmrec.engines import as_backend, in_torch, in_vllm
 from llmrec.errors import InputError
-from llmrec.explanation import MAX_NEW_TOKENS, Explanation, explanation_prompt, read_explanation
+from llmrec.explanation import MAX_NEW_TOKENS, Explanation, explanation_prompt, read_explanation, write_explanation
 from llmrec.models import DTypeName
+from llmrec.prompts.grounding import Facts
 from llmrec.prompts.segments import Rendered
-from llmrec.recommendation import EngineName, ItemFilter, Recommendation, Recommendations, Search, notes
+from llmrec.recommendation import EngineName, ItemFilter, Recommendations, Search, ThoughtOptions, notes, recommended
 from llmrec.sid_vocab.table import ACTIVE, SIDTable
+from llmrec.thinking import ThinkingList, ThinkingRequest, open_thought, read_thought
 from llmrec.title_match import TitleMatcher
 
 if TYPE_CHECKING:
     from llmrec.decode.searcher import Searcher
+    from llmrec.decode.thought import Thought
 
 
 class Recommender:
@@ -132,6 +135,7 @@ class Recommender:
         normalise: Normalise | None = None,
         diversity: float = 0.0,
         bonus: ItemBonus | None = None,
+        think: bool | ThoughtOptions = False,
     ) -> Recommendations:
         """The k most probable next items.
 
@@ -148,11 +152,18 @@ class Recommender:
             diversity: nats that a prefix pays per better one of the same first code (`diverse_beam_search`); 0 is a
                 plain search.
             bonus: ranks by log-probability plus a bonus per item; from `item_bonus`.
+            think: whether, and how, to think first (see `thinking`); ``thought`` of the answer then tells of it.
 
         Raises:
-            InputError: k < 1, num_beams < k, a history of unknown items only (with near misses), or a diverse search
-                that is exact or has a bonus.
+            InputError: k < 1, num_beams < k, a history of unknown items only (with near misses), a diverse search that
+                is exact or has a bonus, a thought before anything but a plain beam, or as `thinking` raises.
         """
+        if think:
+            if search != "beam" or diversity or bonus is not None:
+                raise InputError("Behind a thought stands a plain beam search.", hint="leave one of them out")
+            options, only = ThoughtOptions() if think is True else think, ItemFilter(exclude, allow)
+            asked = ThinkingRequest(history, k, options, only, exclude_history, num_beams, normalise)
+            return self.thinking(asked).run()
         return self.recommend_many(
             [history],
             k,
@@ -221,6 +232,30 @@ class Recommender:
             self._answer(history, prompt, result, wanted, search, width)
             for history, prompt, result, wanted in zip(histories, prompts, results, counts, strict=True)
         ]
+
+    def thinking(self, asked: ThinkingRequest) -> ThinkingList:
+        """`recommend` behind a thought, in steps, for who has other things to do between them.
+
+        Raises:
+            InputError: a history of unknown items only, or as `open_thought` raises.
+        """
+        serving, living = self.checkpoint.card.serving, int(self._active.sum())
+        beams = max(serving.num_beams, min(asked.k, living)) if asked.num_beams is None else asked.num_beams
+        prompt = self.prompt(asked.history)
+        stream = open_thought(
+            self.checkpoint,
+            self.searcher(asked.normalise or serving.normalise),
+            prompt.input_ids,
+            asked.options,
+            num_beams=max(1, min(beams, living)),
+            allowed=self._filter(asked.filter, [self._rows(asked.history if asked.exclude_history else ())]),
+        )
+
+        def read(thought: Thought) -> Recommendations:
+            found = self._answer(asked.history, prompt, thought.result, asked.k, "beam", beams)
+            return replace(found, thought=read_thought(thought, self.renderer, asked.history, self.facts))
+
+        return ThinkingList(stream, read)
 
     def item_bonus(self, values: Mapping[str, float]) -> ItemBonus:
         """A bonus in nats by item id, 0 for all others, for `recommend`; make it once and use it often.
@@ -304,6 +339,11 @@ class Recommender:
         return TitleMatcher(self.checkpoint.catalog, self.checkpoint.table.item_ids)
 
     @cached_property
+    def facts(self) -> Facts:
+        """What thoughts are held against."""
+        return Facts(self.checkpoint.catalog, self.checkpoint.table)
+
+    @cached_property
     def _known(self) -> frozenset[str]:
         return frozenset(self.checkpoint.table.item_ids)
 
@@ -321,23 +361,9 @@ class Recommender:
     def _written(
         self, prompt: np.ndarray, stop_ids: Sequence[int], max_new_tokens: int, nameable: Sequence[str]
     ) -> Generated:
-        """Greedy text behind a prompt, in which (torch) a SID that is begun becomes one of the nameable items."""
-        from llmrec.decode.text import Finished, TextSettings, TextStream
-        from llmrec.decode.torch_backend import TorchBackend
-
-        if not isinstance(self.backend, TorchBackend):
-            return self.backend.generate_text([prompt], max_new_tokens=max_new_tokens, stop_token_ids=stop_ids)[0]
-        stream = TextStream(
-            self.searcher(self.checkpoint.card.serving.normalise),
-            prompt,
-            stop_ids=stop_ids,
-            settings=TextSettings(max_new_tokens=max_new_tokens),
-            allowed=self._trie.allowance(self._rows(nameable)),
-        )
-        stopped = False
-        while not stream.finished:
-            stopped = any(isinstance(event, Finished) and event.reason == "stop" for event in stream.step())
-        return Generated(np.array(stream.token_ids, dtype=np.int64), "stop" if stopped else "length")
+        searcher = self.searcher(self.checkpoint.card.serving.normalise)
+        allowed = self._trie.allowance(self._rows(nameable))
+        return write_explanation(searcher, prompt, stop_ids, max_new_tokens, allowed)
 
     def _filter(self, one: ItemFilter, excluded: Sequence[np.ndarray]) -> RowFilter:
         rows = np.concatenate([*excluded, self._rows(one.exclude)])
@@ -351,13 +377,8 @@ class Recommender:
     def _answer(
         self, history: Sequence[str], prompt: Rendered, result: SearchResult, k: int, search: Search, num_beams: int
     ) -> Recommendations:
-        table = self.checkpoint.table
-        ids = [table.item_ids[row] for row in result.items[:k]]
-        items = tuple(
-            Recommendation(item_id, self.titles.title(item_id), table.text(item_id), float(score))
-            for item_id, score in zip(ids, result.scores[:k], strict=True)
-        )
-        unknown = self._unknown(history)
+        unknown, count = self._unknown(history), self.checkpoint.table.num_items
+        items = recommended(result, k, self.checkpoint.table, self.titles.title)
         return Recommendations(
             items=items,
             search=search,
@@ -365,7 +386,7 @@ class Recommender:
             num_beams=num_beams,
             unknown_items=unknown,
             truncated_items=prompt.truncated_items,
-            notes=notes(unknown, len(history), len(items), k, table.num_items),
+            notes=notes(unknown, len(history), len(items), k, count),
         )
 
 

@@ -9,7 +9,7 @@ reading the weights once for each text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,11 +20,17 @@ from transformers.cache_utils import CacheLayerMixin
 from llmrec.decode.ancestor_mask import layer_masks
 from llmrec.decode.kv_cache import BranchLayer
 from llmrec.decode.session import PrefixSession
-from llmrec.decode.text import TextStream
 from llmrec.decode.text_chain import TextChain
 
 
-def read_together(streams: Sequence[TextStream]) -> None:
+class Reads(Protocol):
+    """What writes along a chain: a text, a thought."""
+
+    def reading(self) -> TextChain | None:
+        """The chain whose unread words the next step reads first; None where it reads none."""
+
+
+def read_together(streams: Sequence[Reads]) -> None:
     """Read what the next steps of `streams` need, where more than one of them waits for words to be read.
 
     The streams must be of one model. Without this call each step does its own forward; the text is the same but for

@@ -52,7 +52,8 @@ class ThoughtSettings:
     num_beams: int = 20
     top_k: int = 10
     sure_margin: float | None = None
-    """Nats by which the best SID of the plain search must be ahead of the second for no thought; None always thinks."""
+    """Nats by which the best SID of the plain search must be ahead of the second for no thought; None always thinks.
+    A list of `top_k` items that ends before the second SID counts as sure."""
 
     def __post_init__(self) -> None:
         if self.max_thought_tokens < 0 or not 1 <= self.top_k <= self.num_beams:
@@ -132,6 +133,10 @@ class ThoughtStream:
         self._code = [{int(token_id): code for code, token_id in enumerate(ids)} for ids in self._token_ids]
         self._prefix: tuple[int, int] = (0, 0)
         """Level and node of the prefix at the end of the thought; the root behind a word."""
+
+    def reading(self) -> TextChain | None:
+        """The chain whose unread words the next step reads first; None where it reads none."""
+        return self._chain if self._chain is not None and self._chain.unread else None
 
     def close(self) -> None:
         """End here and free keys and values."""

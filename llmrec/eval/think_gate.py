@@ -37,6 +37,7 @@ from llmrec.metrics import MAX_CUTOFF, METRICS, PerUser, holm, per_user_metrics,
 from llmrec.prompts.grounding import Facts, Grounding, check_thought, grounding_rates
 from llmrec.prompts.renderer import Renderer
 from llmrec.prompts.thought_form import ThoughtForm
+from llmrec.recommendation import MAX_THOUGHT_TOKENS
 
 if TYPE_CHECKING:
     from llmrec.decode.searcher import Searcher
@@ -57,7 +58,7 @@ class ThinkGateConfig(Config):
     """Whether the history is out of the lists."""
     num_beams: int = Field(20, ge=MAX_CUTOFF)
     """Width of every search, behind a thought or not."""
-    max_thought_tokens: int = Field(96, ge=1)
+    max_thought_tokens: int = Field(MAX_THOUGHT_TOKENS, ge=1)
     """Budget of a thought."""
     sure_margin: float | None = Field(None, ge=0)
     """Adds the arm "adaptive": no thought where the plain search's best SID is ahead by this many nats."""

@@ -58,6 +58,12 @@ class Grounding:
         """Whether all of it is true; a text without statements says nothing untrue."""
         return not self.untrue
 
+    @property
+    def true_shares(self) -> dict[Kind, float]:
+        """The share of true statements of every kind that the text has."""
+        false = Counter(one.kind for one in self.untrue)
+        return {kind: (said - false[kind]) / said for kind in KINDS if (said := self.statements.get(kind, 0))}
+
 
 class Facts:
     """What is known about items.
@@ -70,6 +76,10 @@ class Facts:
     def __init__(self, catalog: Catalog, table: SIDTable) -> None:
         self._catalog = catalog
         self._table = table
+
+    def warm(self) -> None:
+        """Read the catalogue; of a large one it takes seconds, which the first check would else."""
+        _ = self.values, self._titles, self._beneath
 
     def titled(self, title: str) -> frozenset[str]:
         """The items of a title, letter case apart."""
