@@ -57,7 +57,7 @@ class Searcher:
             raise InputError(f"normalise is {normalise!r}; known are {', '.join(NORMALISATIONS)}.")
         self.backend: Backend
         if hasattr(model, "get_decoder"):
-            with _evaluating(model):
+            with evaluating(model):
                 self.backend = TorchBackend(model)
         else:
             self.backend = model
@@ -225,7 +225,7 @@ class Searcher:
         """Batches of prompts with a similar number of tokens to read (less padding), with their places in `prompts`."""
         unread = [len(prompt) - self.backend.known_tokens(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda i: (-unread[i], -len(prompts[i])))
-        with _evaluating(self.backend.model) if isinstance(self.backend, TorchBackend) else nullcontext():
+        with evaluating(self.backend.model) if isinstance(self.backend, TorchBackend) else nullcontext():
             for start in range(0, len(order), self.batch_size):
                 members = order[start : start + self.batch_size]
                 chosen = [prompts[i] for i in members]
@@ -233,7 +233,7 @@ class Searcher:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Dropout off while searching, and back to training afterwards: callbacks search in mid-training."""
     training = model.training
     model.eval()

@@ -28,6 +28,7 @@ from llmrec.decode.result import SearchResult
 from llmrec.decode.searcher import Searcher
 from llmrec.decode.text import TextToken
 from llmrec.decode.text_chain import TextChain, TokenChooser
+from llmrec.decode.thought_grammar import NO_PREFIX, ThoughtGrammar
 from llmrec.decode.trie_filter import RowFilter
 from llmrec.errors import InputError
 
@@ -119,20 +120,17 @@ class ThoughtStream:
         self._opening = [int(token_id) for token_id in opening_ids]
         self._started = False
         self.finished = False
-        self._trie, self._allowed = searcher.trie, allowed
-        self._closing = [int(token_id) for token_id in closing_ids]
-        self._stop_ids = frozenset(int(token_id) for token_id in stop_ids) - frozenset(self._closing)
+        self._allowed = allowed
+        closing = [int(token_id) for token_id in closing_ids]
+        self._stop_ids = frozenset(int(token_id) for token_id in stop_ids) - frozenset(closing)
         self._chooser = TokenChooser(self.settings.temperature, self.settings.top_p, self.settings.seed)
         self._clock = clock
         self._ends_at: float | None = None
         self._chain: TextChain | None = TextChain(
-            searcher, prompt, max_new_tokens=len(self._opening) + self.settings.max_thought_tokens + len(self._closing)
+            searcher, prompt, max_new_tokens=len(self._opening) + self.settings.max_thought_tokens + len(closing)
         )
-        self._token_ids = self._chain.scorer.token_ids
-        self._every_sid = np.concatenate(self._token_ids)
-        self._code = [{int(token_id): code for code, token_id in enumerate(ids)} for ids in self._token_ids]
-        self._prefix: tuple[int, int] = (0, 0)
-        """Level and node of the prefix at the end of the thought; the root behind a word."""
+        self._grammar = ThoughtGrammar(searcher.trie, self._chain.scorer.token_ids, closing)
+        self._prefix = NO_PREFIX
 
     def reading(self) -> TextChain | None:
         """The chain whose unread words the next step reads first; None where it reads none."""
@@ -162,25 +160,19 @@ class ThoughtStream:
             return self._recommend(self._chain, "length")
         if self._clock() >= self._ends_at:
             return self._recommend(self._chain, "time")
-        chosen = self._chooser.choose(self._chain.logits(), self._forbidden())
+        chosen = self._chooser.choose(self._chain.logits(), self._grammar.forbidden(self._prefix))
         if chosen in self._stop_ids:
             return self._recommend(self._chain, "stop")
         self._chain.write([chosen])
-        self._prefix = self._after(chosen)
+        self._prefix = self._grammar.after(self._prefix, chosen)
         said = TextToken((chosen,))
-        if self._closing and self._chain.ids[len(self._opening) :][-len(self._closing) :] == self._closing:
+        if self._grammar.closed(self._chain.ids[len(self._opening) :]):
             return [said, *self._recommend(self._chain, "closed")]
         return [said]
 
     def _recommend(self, chain: TextChain, end: ThoughtEnd) -> list[ThoughtEvent]:
         """Close the thought, search behind it."""
-        # What the model has written of the closing tokens already is not written twice.
-        written = next(
-            size
-            for size in range(len(self._closing), -1, -1)
-            if chain.ids[max(len(self._opening), len(chain.ids) - size) :] == self._closing[:size]
-        )
-        rest = self._closing[written:]
+        rest = self._grammar.rest(chain.ids[len(self._opening) :])
         chain.write(rest)
         thought = Thought(tuple(chain.ids), end, self._search(chain))
         self.close()
@@ -193,23 +185,6 @@ class ThoughtStream:
         (result,) = beam_search(expander, [self._allowed], num_beams=self.settings.num_beams, top_k=self.settings.top_k)
         chain.session.truncate(slots)
         return result
-
-    def _forbidden(self) -> np.ndarray:
-        """All SID tokens but those that begin a prefix or continue the one before, short of a whole SID."""
-        allowed = []
-        for level, node in {(0, 0), self._prefix}:
-            if level + 1 < self._trie.num_levels:
-                codes = self._trie.children(level, np.array([node])).code
-                allowed.append(self._token_ids[level][codes])
-        return np.setdiff1d(self._every_sid, np.concatenate(allowed)) if allowed else self._every_sid
-
-    def _after(self, token_id: int) -> tuple[int, int]:
-        """The prefix behind `token_id`."""
-        for level, node in (self._prefix, (0, 0)):
-            code = self._code[level].get(token_id)
-            if code is not None:
-                return level + 1, int(self._trie.step(level, np.array([node]), np.array([code]))[0])
-        return 0, 0
 
 
 def think_then_recommend(

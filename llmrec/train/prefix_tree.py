@@ -24,11 +24,14 @@ class TreeRow:
         prompt: at least one token.
         completions: each at least one token; they may differ in length, and repeat.
         allowed: what the search of this row could return; it narrows the legal set of "legal" and nothing else.
+        text: per completion, how many of its first tokens are text (a thought), also where they are SID tokens; empty
+            where all completions are answers from their beginning.
     """
 
     prompt: Sequence[int] | np.ndarray
     completions: Sequence[Sequence[int] | np.ndarray]
     allowed: RowFilter | None = None
+    text: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class PackedTrees:
         tokens: (completions, longest) token ids, -1 where there is none.
         column: (completions, longest) the column whose state predicts each token.
         row: (completions,) the row of each completion.
+        text: (completions, longest) bool, tokens that are text whatever they are.
     """
 
     ids: np.ndarray
@@ -52,13 +56,14 @@ class PackedTrees:
     tokens: np.ndarray
     column: np.ndarray
     row: np.ndarray
+    text: np.ndarray
 
 
 def pack(rows: Sequence[TreeRow]) -> PackedTrees:
     """Lay `rows` out on the sequence axis.
 
     Raises:
-        InputError: no row, or an empty prompt or completion.
+        InputError: no row, an empty prompt or completion, or `text` for other completions.
     """
     if not rows:
         raise InputError("A tree forward needs at least one row.")
@@ -70,6 +75,8 @@ def pack(rows: Sequence[TreeRow]) -> PackedTrees:
     for number, row in enumerate(rows):
         if not len(row.prompt) or not row.completions or not all(len(each) for each in row.completions):
             raise InputError(f"Row {number} has an empty prompt, no completion or an empty one.")
+        if len(row.text) not in (0, len(row.completions)):
+            raise InputError(f"Row {number} has {len(row.completions)} completions, and text for {len(row.text)}.")
         made: dict[tuple[int, int], int] = {}  # (parent, token) to branch column
         for completion in row.completions:
             ids = np.asarray(completion, dtype=np.int64)
@@ -99,6 +106,7 @@ def pack(rows: Sequence[TreeRow]) -> PackedTrees:
     visible[:, width:, width:] = seen
     visible |= np.eye(width + more, dtype=bool)  # without a key, the softmax of padding would be NaN
     longest = max(len(each) for each in tokens)
+    of_text = np.concatenate([row.text if len(row.text) else np.zeros(len(row.completions)) for row in rows])
     return PackedTrees(
         ids=ids,
         positions=np.concatenate([np.maximum(real.cumsum(axis=1) - 1, 0), depths], axis=1),
@@ -107,4 +115,5 @@ def pack(rows: Sequence[TreeRow]) -> PackedTrees:
         tokens=np.stack([np.pad(each, (0, longest - len(each)), constant_values=-1) for each in tokens]),
         column=np.stack([np.pad(each, (0, longest - len(each))) for each in column]),
         row=np.array(owner, dtype=np.int64),
+        text=np.arange(longest)[None] < of_text[:, None],
     )

@@ -8,7 +8,8 @@ completion is no column: nothing is read from its state (`llmrec.train.prefix_tr
 equal those of a plain forward per completion; ``llmrec bench rl`` measures what it saves.
 
 SID tokens are normalised as the search normalises them (`llmrec.decode.result.Normalise`): over the whole vocabulary,
-over the codes of their level, or over the legal children of the trie. All other tokens are text, over the vocabulary.
+over the codes of their level, or over the legal children of the trie. All other tokens are text, over the vocabulary,
+and so are SID tokens in a thought (`TreeRow.text`).
 """
 
 from __future__ import annotations
@@ -131,7 +132,10 @@ class TreeForward:
         there = packed.tokens >= 0
         place = packed.row[:, None] * packed.ids.shape[1] + packed.column  # of the state, rows one after the other
         legal = None if self._trie is None else self._legal_codes(rows, packed)
-        values, entropies = self._scores(states.flatten(0, 1), packed.tokens[there], place[there], legal, entropy)
+        kinds = self._kinds(packed)
+        values, entropies = self._scores(
+            states.flatten(0, 1), packed.tokens[there], kinds[there], place[there], legal, entropy
+        )
         if torch.isnan(values).any():
             raise LLMRecError(
                 "The model returned NaN: no completion can be scored.",
@@ -146,14 +150,24 @@ class TreeForward:
             entropy=grid.masked_scatter(mask, entropies) if entropy else None,
         )
 
+    def _kinds(self, packed: PackedTrees) -> np.ndarray:
+        """(completions, longest) the level over whose codes each token is normalised, -1 for text."""
+        levels: np.ndarray = self._level[np.minimum(packed.tokens, len(self._level) - 1)]
+        return np.where(packed.text, -1, levels)
+
     def _scores(
-        self, states: Tensor, tokens: np.ndarray, places: np.ndarray, legal: dict[int, np.ndarray] | None, entropy: bool
+        self,
+        states: Tensor,
+        tokens: np.ndarray,
+        kinds: np.ndarray,
+        places: np.ndarray,
+        legal: dict[int, np.ndarray] | None,
+        entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        """(m,) log-probabilities of `tokens` behind ``states[places]``, and the entropies.
+        """(m,) log-probabilities of `tokens` of `kinds` behind ``states[places]``, and the entropies.
 
         Text comes first, then one level after the other; each state is read once, however many tokens follow it.
         """
-        kinds = self._level[np.minimum(tokens, len(self._level) - 1)]
         found: list[tuple[Tensor, Tensor]] = []
         order = np.argsort(kinds, kind="stable")
         head: HeadRows | None = None
@@ -200,10 +214,12 @@ class TreeForward:
         assert self._trie is not None
         found: dict[int, Children] = {}
         width = packed.ids.shape[1]
+        kinds = self._kinds(packed)
         for number, (row, tokens, columns) in enumerate(zip(packed.row, packed.tokens, packed.column, strict=True)):
             node = 0
-            for token, column in zip(tokens[tokens >= 0].tolist(), columns.tolist(), strict=False):
-                level = int(self._level[min(token, len(self._level) - 1)])
+            for token, level, column in zip(
+                tokens[tokens >= 0].tolist(), kinds[number].tolist(), columns.tolist(), strict=False
+            ):
                 if level < 0:
                     continue
                 place = int(row) * width + column

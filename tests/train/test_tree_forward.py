@@ -50,14 +50,15 @@ def plain(
     """Per completion the log-probabilities of its tokens, from a forward of its own."""
     found = []
     for row in rows:
-        for completion in row.completions:
+        for number, completion in enumerate(row.completions):
+            text = row.text[number] if len(row.text) else 0
             ids = torch.tensor([[*row.prompt, *completion]])
             logits = model(input_ids=ids, use_cache=False).logits[0, len(row.prompt) - 1 : -1] / temperature
             values, node = [], 0
-            for token, each in zip(completion, logits, strict=True):
+            for place, (token, each) in enumerate(zip(completion, logits, strict=True)):
                 over = np.arange(logits.shape[1])
                 level = next((i for i, known in enumerate(world.token_ids) if token in known), None)
-                if level is not None and normalise != "vocab":
+                if level is not None and place >= text and normalise != "vocab":
                     over = world.token_ids[level]
                     if normalise == "legal":
                         children = trie.children(level, np.array([node if level else 0]), row.allowed)
@@ -75,13 +76,24 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
 
-def check(model: Any, world: SearchWorld, normalise: Any, *, temperature: float = 1.0) -> None:
-    rows, trie, table = make_rows(world), world.trie(), sid_table(world)
-    rows[0] = TreeRow(rows[0].prompt, rows[0].completions, trie.exclusion(np.array([20, 21, 22])))
+def check(
+    model: Any,
+    world: SearchWorld,
+    normalise: Any,
+    *,
+    temperature: float = 1.0,
+    given: tuple[SIDTrie, list[TreeRow]] | None = None,
+) -> None:
+    table = sid_table(world)
+    if given is not None:
+        trie, rows = given
+    else:
+        trie, rows = world.trie(), make_rows(world)
+        rows[0] = TreeRow(rows[0].prompt, rows[0].completions, trie.exclusion(np.array([20, 21, 22])))
     forward = TreeForward(model, normalise=normalise, table=table, trie=trie, temperature=temperature)
     found = forward(rows)
     expected = plain(model, world, rows, normalise, trie, temperature)
-    assert found.row.tolist() == [0] * 5 + [1] * 4 + [2]
+    assert found.row.tolist() == [number for number, row in enumerate(rows) for _ in row.completions]
     assert found.mask.sum(dim=1).tolist() == [len(each) for each in expected]
     for ours, mask, theirs in zip(found.tokens, found.mask, expected, strict=True):
         torch.testing.assert_close(ours[mask], theirs, atol=1e-4, rtol=0)
@@ -134,6 +146,24 @@ def test_adapters_with_trained_sid_rows(normalise: str) -> None:
     check(adapted, world, normalise)
 
 
+@pytest.mark.parametrize("normalise", ["level", "legal", "vocab"])
+def test_sid_tokens_of_a_thought_are_text_and_those_behind_it_are_not(normalise: str) -> None:
+    """A thought names prefixes of items that may not be answered, and tokens in an order that no item has."""
+    world = softened(search_world())
+    sids = np.stack([ids[codes] for ids, codes in zip(world.token_ids, world.codes.T, strict=True)], axis=1).tolist()
+    trie = world.trie()
+    seen = trie.exclusion(np.flatnonzero(world.codes[:, 0] == world.codes[9, 0]))  # the whole subtree
+    other = next(sid for sid in sids if sid[0] != sids[9][0])
+    first, second = [7, 8, sids[9][0], 5, sids[9][1]], [7, 8, sids[9][0]]
+    completions = [[*first, *other], [*second, *other], second, other, first]
+    rows = [
+        TreeRow(world.prompts[1], completions, seen, text=[5, 3, 3, 0, 5]),
+        TreeRow(world.prompts[0], [[7, *sids[1]], sids[1]], text=(1, 0)),
+        TreeRow(world.prompts[2], [sids[5]]),
+    ]
+    check(world.model, world, normalise, temperature=0.8, given=(trie, rows))
+
+
 def test_prefixes_stand_once_and_last_tokens_not_at_all() -> None:
     packed = pack([TreeRow([1, 2], [[5, 6, 7], [5, 6, 8], [5, 9], [5, 6, 7]]), TreeRow([1, 2, 3], [[5]])])
     assert packed.ids.tolist() == [[0, 1, 2, 5, 6], [1, 2, 3, 0, 0]]
@@ -180,6 +210,8 @@ def test_refuses_what_it_cannot_score() -> None:
     for row in (TreeRow([], [[1]]), TreeRow([1], []), TreeRow([1], [[1], []])):
         with pytest.raises(InputError, match="Row 1 has an empty prompt, no completion or an empty one"):
             pack([TreeRow([1], [[1]]), row])
+    with pytest.raises(InputError, match="Row 0 has 2 completions, and text for 1"):
+        pack([TreeRow([1], [[1], [2]], text=[1])])
     with pytest.raises(InputError, match="needs a SID table"):
         TreeForward(world.model, normalise="level")
     with pytest.raises(InputError, match="needs the trie"):
