@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from rich.console import Console
+from rich.progress import Progress
 
-from llmrec.baselines.base import Progress
 from llmrec.baselines.cooccurrence import cooccurrence_embeddings
 from llmrec.baselines.sasrec import SASRec, SASRecConfig
 from llmrec.errors import InputError
@@ -36,9 +37,8 @@ def behaviour_vectors(
     size: int = 64,
     epochs: int = 40,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> np.ndarray:
-    """Unit vectors of items with train events, zero rows for the others.
+    """Unit vectors of items with train events, zero rows for the others; SASRec's epochs show on standard error.
 
     Args:
         train: per user, indices into `items` (``Split.train()``).
@@ -48,7 +48,6 @@ def behaviour_vectors(
         size: columns of the result; a co-occurrence matrix of fewer users or items than that gives as many as it has.
         epochs: of SASRec; ``cooccurrence`` has none.
         seed: of the start values.
-        progress: takes SASRec's epochs.
 
     Returns:
         (n_items, size) float32.
@@ -67,7 +66,9 @@ def behaviour_vectors(
         fitted = cooccurrence_embeddings(dense, len(seen), min(size, len(train), len(seen)), seed)
     else:
         settings = SASRecConfig(embedding_size=size, epochs=epochs, seed=seed)
-        fitted = SASRec(settings).fit(dense, len(seen), progress=progress).item_embeddings()
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task("SASRec's item vectors", total=epochs)
+            fitted = SASRec(settings).fit(dense, len(seen), progress=lambda *_: progress.advance(bar)).item_embeddings()
     row_of = {item_id: row for row, item_id in enumerate(item_ids)}
     known = [(place, row_of[items[index]]) for place, index in enumerate(seen) if items[index] in row_of]
     vectors = np.zeros((len(item_ids), fitted.shape[1]), np.float32)
