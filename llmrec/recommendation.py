@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmrec.decode.result import Normalise, SearchResult
 from llmrec.prompts.grounding import Grounding
@@ -68,6 +68,17 @@ class ThoughtReport:
     """Its tokens, without the markers around it."""
     grounding: Grounding
     """Its statements, held against catalogue, SIDs and history (`llmrec.prompts.grounding`)."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As the server and the command line tell it."""
+        stated, shares = self.grounding.statements, self.grounding.true_shares
+        return {
+            "text": self.text,
+            "end": self.end,
+            "tokens": self.tokens,
+            "statements": {kind: {"stated": stated[kind], "true": share} for kind, share in shares.items()},
+            "untrue": [one.words for one in self.grounding.untrue],
+        }
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from llmrec.recommendation import Recommendations, Search
+    from rich.console import Console
+
+    from llmrec.recommendation import Recommendations, Search, ThoughtReport
     from llmrec.recommender import Recommender
     from llmrec.title_match import Match
 
@@ -30,13 +32,25 @@ def recommend(
         Path | None, typer.Option("--input", help="Users in .parquet, .csv or .jsonl: item rows, or a list history.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="With --input: the Parquet file to write.")] = None,
+    think: Annotated[bool, typer.Option("--think", help="Think first, where the checkpoint was taught to.")] = False,
+    max_thought_tokens: Annotated[
+        int | None, typer.Option(min=1, help="With --think: budget of the thought; by default the gate's.")
+    ] = None,
+    sure_margin: Annotated[
+        float | None, typer.Option(min=0, help="With --think: no thought where the best SID leads by so many nats.")
+    ] = None,
     engine: Annotated[Literal["torch", "vllm"], typer.Option(help="What runs the model.")] = "torch",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Recommend the next items for a history, or with --input and --output for a file of users (resumable)."""
     from llmrec.cli.loading import load_recommender
     from llmrec.errors import InputError
+    from llmrec.recommendation import MAX_THOUGHT_TOKENS, ThoughtOptions
 
+    if not think and (max_thought_tokens is not None or sure_margin is not None):
+        raise InputError("--max-thought-tokens and --sure-margin go with --think.", hint="add --think")
+    if think and source:
+        raise InputError("--think is for one history, not for a file of users.", hint="leave --think or --input out")
     if (source is None) != (output is None) or (source and history):
         raise InputError(
             "--input and --output belong together, and exclude a history on the command line.",
@@ -49,7 +63,13 @@ def recommend(
         return
     recommender = load_recommender(checkpoint, engine)
     matches = recommender.titles.resolve(history or [])
-    answer = recommender.recommend([match.item_id for match in matches], k, num_beams=num_beams, search=search)
+    answer = recommender.recommend(
+        [match.item_id for match in matches],
+        k,
+        num_beams=num_beams,
+        search=search,
+        think=think and ThoughtOptions(max_thought_tokens or MAX_THOUGHT_TOKENS, sure_margin),
+    )
     if as_json:
         typer.echo(json.dumps(_as_dict(matches, answer), indent=2, ensure_ascii=False))
     else:
@@ -124,6 +144,7 @@ def _as_dict(matches: list[Match], answer: Recommendations) -> dict[str, Any]:
         "truncated_items": answer.truncated_items,
         "notes": list(answer.notes),
         "items": [dataclasses.asdict(item) for item in answer],
+        **({"thought": answer.thought.as_json()} if answer.thought else {}),
     }
 
 
@@ -140,6 +161,8 @@ def _print(matches: list[Match], answer: Recommendations) -> None:
     if answer.truncated_items:
         plural = "s are" if answer.truncated_items > 1 else " is"
         console.print(f"[dim]the oldest {answer.truncated_items} item{plural} beyond the model's window[/]")
+    if answer.thought:
+        _print_thought(console, answer.thought)
     table = Table(box=None, title="recommended", title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
     table.add_column("#", justify="right", style="dim")
     table.add_column("title", overflow="fold", ratio=1)
@@ -151,3 +174,19 @@ def _print(matches: list[Match], answer: Recommendations) -> None:
     console.print(table)
     for note in answer.notes:
         console.print(Text(f"note: {note}", style="yellow"))
+
+
+def _print_thought(console: Console, thought: ThoughtReport) -> None:
+    from rich.panel import Panel
+    from rich.text import Text
+
+    if thought.end == "sure":
+        console.print(Text("nothing thought: the plain search is sure", style="dim"))
+        return
+    ended = f"{thought.tokens} tokens" + ("" if thought.end == "closed" else f", cut off: {thought.end}")
+    title = Text.assemble(("thought", "bold"), f" ({ended})")
+    console.print(Panel(Text(thought.text), title=title, title_align="left"))
+    stated, untrue = sum(thought.grounding.statements.values()), thought.grounding.untrue
+    console.print(Text(f"statements that are true: {stated - len(untrue)} of {stated}"))
+    for one in untrue:
+        console.print(Text(f"untrue: {one.words}", style="yellow"))

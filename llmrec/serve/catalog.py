@@ -46,6 +46,8 @@ class CatalogVersion:
     def warm(self) -> None:
         """Make what requests need of a catalogue; of a million items it takes seconds, which no request shall wait."""
         _ = self.attributes, self.titles
+        if "think" in self.recommender.checkpoint.card.tasks:
+            self.recommender.facts.warm()
 
     @cached_property
     def titles(self) -> dict[str, str]:

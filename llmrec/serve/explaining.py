@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.requests import Request
 
@@ -14,9 +14,9 @@ from llmrec.decode.torch_backend import TorchBackend
 from llmrec.errors import InputError
 from llmrec.explanation import MAX_NEW_TOKENS, Explanation, explanation_prompt, read_explanation
 from llmrec.serve.catalog import CatalogVersion
-from llmrec.serve.engine import StreamJob, Work
+from llmrec.serve.engine import Work
 from llmrec.serve.schemas import ItemExplanation
-from llmrec.serve.server import Server, while_connected
+from llmrec.serve.server import Server
 
 
 @dataclass(frozen=True)
@@ -107,34 +107,9 @@ async def explain_items(
     if not isinstance(version.recommender.backend, TorchBackend):
         works = [ExplainWork(_Question(version, tuple(history), item_id)) for item_id in item_ids]
         return [_shown(await server.run(request, work)) for work in works]
-    jobs = [_ask(server, _Question(version, tuple(history), item_id)) for item_id in item_ids]
-    try:
-        together = asyncio.gather(*(answer for _, answer in jobs))
-        return await while_connected(request, together, server.limits.request_seconds)
-    finally:
-        for job, _ in jobs:
-            job.cancelled.set()
-
-
-def _ask(server: Server, question: _Question) -> tuple[StreamJob, asyncio.Future[ItemExplanation]]:
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[ItemExplanation] = loop.create_future()
-
-    def settle(update: list[Explanation] | Exception | None) -> None:
-        if answer.done():
-            return
-        if isinstance(update, list):
-            answer.set_result(_shown(update[0]))
-        elif update is not None:
-            answer.set_exception(update)
-
-    def emit(update: list[Explanation] | Exception | None) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, update)
-
-    job = StreamJob(lambda: ServedExplanation(question), emit, server.deadline())
-    server.engine.submit_stream(job)
-    return job, answer
+    questions = [_Question(version, tuple(history), item_id) for item_id in item_ids]
+    written = await server.follow(request, [partial(ServedExplanation, question) for question in questions])
+    return [_shown(one) for one in written]
 
 
 def _shown(explanation: Explanation) -> ItemExplanation:

@@ -25,8 +25,10 @@ from llmrec.serve.schemas import (
     RecommendedItem,
     ScoreAnswer,
     ScoreRequest,
+    ThoughtAnswer,
 )
 from llmrec.serve.server import Server
+from llmrec.serve.thinking import think_first
 from llmrec.serve.works import ListSettings, ListWork, ScoreWork
 from llmrec.sid_vocab.table import ACTIVE
 
@@ -44,8 +46,11 @@ def list_router(server: Server) -> APIRouter:
                 wanted, note = await asyncio.to_thread(_filter, version, body)
             serving = version.recommender.checkpoint.card.serving
             beams = body.num_beams or max(serving.num_beams, min(body.k, version.num_items))
-            settings = ListSettings(beams, body.search, body.normalise, body.exclude_history, body.diversity)
-            found = await server.run(request, ListWork(version, settings, body.k, tuple(body.history), wanted))
+            if body.think:
+                found = await think_first(server, request, version, body, wanted, beams)
+            else:
+                settings = ListSettings(beams, body.search, body.normalise, body.exclude_history, body.diversity)
+                found = await server.run(request, ListWork(version, settings, body.k, tuple(body.history), wanted))
             server.metrics.items.inc(len(found))
             named = [item.item_id for item in found.items[: body.explain]]
             explained = await explain_items(server, request, version, body.history, named)
@@ -122,6 +127,7 @@ def _check(server: Server, body: RecommendationRequest) -> None:
     server.require_lengths(history=body.history, exclude=body.exclude, allow=body.allow)
     server.require_at_most("k", body.k, server.limits.k)
     server.require_at_most("explain", body.explain, server.limits.explanations)
+    server.require_at_most("max_thought_tokens", body.max_thought_tokens or 0, server.limits.thought_tokens)
     if body.num_beams is not None:
         server.require_at_most("num_beams", body.num_beams, server.limits.num_beams)
         if body.num_beams < body.k:
@@ -160,5 +166,6 @@ def _answer(
         unknown_items=list(found.unknown_items),
         truncated_items=found.truncated_items,
         notes=[*found.notes, *([note] if note else [])],
+        thought=ThoughtAnswer(**found.thought.as_json()) if found.thought else None,
         catalog_version=version.id,
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from llmrec.decode.result import Normalise
+from llmrec.decode.thought import ThoughtEnd
+from llmrec.prompts.grounding import Kind
 from llmrec.recommendation import Search
 from llmrec.serve.attribute_filter import AttributeFilter
 from llmrec.serve.settings import MOST_IDS
@@ -42,6 +44,7 @@ class RecommendationRequest(Body):
                     "filters": [{"attribute": "genres", "any_of": ["Western", "Drama"]}],
                     "explain": 1,
                 },
+                {"history": ["50", "181"], "k": 5, "think": True, "max_thought_tokens": 64},
             ]
         }
     )
@@ -68,6 +71,20 @@ class RecommendationRequest(Body):
     """What an item pays, in nats, for each better one of the same first code; 0 for a plain list. For beams only."""
     explain: int = Field(default=0, ge=0)
     """How many of the best items to explain in the model's words."""
+    think: bool = False
+    """Whether to think before the search; for checkpoints that were taught to."""
+    max_thought_tokens: int | None = Field(default=None, ge=1)
+    """Budget of the thought; by default that of the gate which says whether thinking pays."""
+    sure_margin: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Where the best SID of a plain search is ahead by so many nats, its list is the answer and nothing is thought."""
+
+    @model_validator(mode="after")
+    def _thoughts_fit(self) -> RecommendationRequest:
+        if not self.think and (self.max_thought_tokens is not None or self.sure_margin is not None):
+            raise ValueError("max_thought_tokens and sure_margin go with think: true")
+        if self.think and (self.search != "beam" or self.diversity):
+            raise ValueError("think: behind a thought stands a plain beam; leave search and diversity out")
+        return self
 
 
 class ItemExplanation(Answer):
@@ -98,6 +115,31 @@ class RecommendedItem(Answer):
     explanation: ItemExplanation | None = None
 
 
+class Statements(Answer):
+    """Statements of one kind."""
+
+    stated: int
+    true: float
+    """The share of them that is true."""
+
+
+class ThoughtAnswer(Answer):
+    """What the model thought before the list, checked against the catalogue."""
+
+    text: str
+    """As the model wrote it, Semantic IDs in their notation; empty where the plain search was sure."""
+    end: ThoughtEnd
+    """`closed` by the model; cut off at a control token (`stop`), the budget (`length`) or the clock (`time`); or
+    `sure`: nothing was thought."""
+    tokens: int
+    """Written, without the markers around the thought."""
+    statements: dict[Kind, Statements]
+    """What it states, by kind: `item` (SIDs begin a living item), `title` (exists, of such an item), `history` (is in
+    the history) and `attribute` (holds in the catalogue)."""
+    untrue: list[str]
+    """The statements that are not true, and why."""
+
+
 class RecommendationAnswer(Answer):
     """A list, best first."""
 
@@ -112,6 +154,8 @@ class RecommendationAnswer(Answer):
     """Oldest history items beyond the model's window; excluded all the same."""
     notes: list[str]
     """What to know about this list, in words."""
+    thought: ThoughtAnswer | None = None
+    """Where one was asked for."""
     catalog_version: str
     """The table that it was made with."""
 

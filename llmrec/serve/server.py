@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from llmrec.recommender import Recommender
 from llmrec.serve.catalog import ServedCatalog
-from llmrec.serve.engine import EngineLoop, Work
+from llmrec.serve.engine import EngineLoop, Stream, StreamJob, Work
 from llmrec.serve.metrics import Metrics
 from llmrec.serve.problems import ApiProblem
 from llmrec.serve.settings import ServeSettings
@@ -54,6 +54,33 @@ class Server:
         future = self.engine.submit(work, deadline=self.deadline())
         return await while_connected(request, asyncio.wrap_future(future), self.limits.request_seconds)
 
+    async def follow(self, request: Request, opened: Sequence[Callable[[], Stream]]) -> list[Any]:
+        """Have the engine run streams of one event each, step by step beside everything else; their events in order.
+
+        All of them are dropped when the client leaves or the time is over.
+
+        Args:
+            request: who waits.
+            opened: make the streams, in the engine's thread.
+
+        Raises:
+            ApiProblem: the client left.
+            TimeoutError: the time is over.
+            LLMRecError: as a stream raises, or as `EngineLoop.submit_stream` does.
+        """
+        jobs = []
+        try:
+            answers = []
+            for one in opened:
+                job, answer = _awaited(one, self.deadline())
+                self.engine.submit_stream(job)
+                jobs.append(job)
+                answers.append(answer)
+            return await while_connected(request, asyncio.gather(*answers), self.limits.request_seconds)
+        finally:
+            for job in jobs:
+                job.cancelled.set()
+
     def require_at_most(self, name: str, given: int, limit: int) -> None:
         """Refuse more than the server allows of something that costs time or memory."""
         if given > limit:
@@ -70,6 +97,26 @@ class Server:
 
     def _num_items(self) -> float:
         return self.catalog.current.num_items
+
+
+def _awaited(opened: Callable[[], Stream], deadline: float) -> tuple[StreamJob, asyncio.Future[Any]]:
+    """A stream's job, and what its first event or its fault will settle."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Any] = loop.create_future()
+
+    def settle(update: list[Any] | Exception | None) -> None:
+        if answer.done():
+            return
+        if isinstance(update, list):
+            answer.set_result(update[0])
+        elif update is not None:
+            answer.set_exception(update)
+
+    def emit(update: list[Any] | Exception | None) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, update)
+
+    return StreamJob(opened, emit, deadline), answer
 
 
 async def while_connected(request: Request, awaited: Awaitable[T], seconds: float) -> T:

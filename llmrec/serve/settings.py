@@ -33,6 +33,8 @@ class Limits(Config):
     """Width of a beam."""
     explanations: int = Field(default=3, ge=0)
     """Items of one list that may be explained; each costs a generated answer."""
+    thought_tokens: int = Field(default=256, ge=1)
+    """Tokens of the thought before a list."""
     new_tokens: int = Field(default=1024, ge=1)
     """Tokens of one generated answer."""
     connections: int = Field(default=512, ge=1)
