@@ -9,13 +9,14 @@ Example:
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from llmrec.errors import LLMRecError
+from llmrec.prompts.grounding import Grounding, Untrue
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.train.rewards.base import Reward, Values
 from llmrec.train.rewards.context import RewardContext
@@ -50,6 +51,11 @@ class LinearScorer:
         return scores
 
 
+def true_words(ids: Sequence[int], history: Collection[str]) -> Grounding:
+    """Every token is a statement; words are true, and all others not."""
+    return Grounding({"item": len(ids)}, tuple(Untrue("item", str(each)) for each in ids if each != WORD_ID))
+
+
 def reward_context(*, thought: bool = False) -> RewardContext:
     """Everything that a reward may need, over `reward_table`."""
     vectors = np.random.default_rng(0).normal(size=(12, 5))
@@ -62,6 +68,7 @@ def reward_context(*, thought: bool = False) -> RewardContext:
         text_vectors=vectors,
         teacher=LinearScorer(),
         preference=LinearScorer(),
+        grounding=true_words,
     )
 
 

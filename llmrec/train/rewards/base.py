@@ -10,7 +10,7 @@ names the reward by its ``__name__``. `Reward` is such a callable. Columns that 
 | ``target`` | item id of the row's answer |
 | ``history`` | item ids before it, oldest first |
 | ``row_id`` | what the completions of one group have in common |
-| ``log_probability`` | of the completion under the policy that wrote it (extra field of the rollout) |
+| ``log_probability`` | of the completion's item under the policy that wrote it (extra field of the rollout) |
 | ``beams`` | item ids found after the completion's thought, best first (extra field of the rollout) |
 | ``continuation`` | item ids that followed in train, the target first |
 

@@ -12,7 +12,7 @@ from llmrec.data.split import Split
 from llmrec.errors import InputError
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.train.rewards.compose import RewardsConfig
-from llmrec.train.rewards.context import RewardContext
+from llmrec.train.rewards.context import GroundingCheck, RewardContext
 from llmrec.train.rewards.preference_model import fit_preference
 
 
@@ -43,6 +43,7 @@ def build_context(
     closing_ids: Sequence[int] = (),
     stop_ids: Iterable[int] = (),
     text_vectors: np.ndarray | None = None,
+    grounding: GroundingCheck | None = None,
 ) -> RewardContext:
     """The context for the rewards that `config` names.
 
@@ -53,6 +54,7 @@ def build_context(
         closing_ids: tokens that end a thought; ``()`` where completions have none.
         stop_ids: EOS, padding.
         text_vectors: (table.num_items, dim) unit vectors, where a reward reads them.
+        grounding: checks what thoughts say, where completions have one.
 
     Raises:
         InputError: vectors are needed and not given, or a model cannot be fitted.
@@ -85,4 +87,5 @@ def build_context(
         text_vectors=text_vectors if "text_vectors" in needs else None,
         teacher=teacher,
         preference=preference,
+        grounding=grounding,
     )

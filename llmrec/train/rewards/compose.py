@@ -32,6 +32,7 @@ from llmrec.train.rewards.base import Reward, RewardConfig, Values, checked
 from llmrec.train.rewards.best_beam import BestBeam
 from llmrec.train.rewards.context import RewardContext
 from llmrec.train.rewards.diversity import Diversity
+from llmrec.train.rewards.grounded import Grounded
 from llmrec.train.rewards.hit import Hit
 from llmrec.train.rewards.legal import Legal
 from llmrec.train.rewards.ndcg import ListNDCG
@@ -55,6 +56,7 @@ REWARDS: dict[str, type[Reward]] = {
     "legal": Legal,
     "format": AnswerFormat,
     "path_consistency": PathConsistency,
+    "grounded": Grounded,
     "teacher": Teacher,
     "preference": Preference,
     "text_similarity": TextSimilarity,

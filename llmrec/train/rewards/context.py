@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from llmrec.errors import DataError
+from llmrec.prompts.grounding import Grounding
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.train.rewards.completion import SID, CompletionReader
 
@@ -23,6 +24,10 @@ class ItemScorer(Protocol):
     def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """(len(histories), table.num_items) float, higher is better; -inf for items that it cannot judge."""
         ...
+
+
+GroundingCheck = Callable[[Sequence[int], Collection[str]], Grounding]
+"""Holds the token ids of a thought against what is known of the items, and against a history of item ids."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,8 @@ class RewardContext:
     """A collaborative model fitted on train."""
     preference: ItemScorer | None = None
     """A learned preference model fitted on train."""
+    grounding: GroundingCheck | None = None
+    """Checks what thoughts say."""
 
     def __post_init__(self) -> None:
         problems = []

@@ -1,4 +1,4 @@
-"""Rewards about form: legal, format, path consistency."""
+"""Rewards about form: legal, format, path consistency, true thoughts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from llmrec.testing.reward_conformance import (
 )
 from llmrec.train.rewards.answer_format import AnswerFormat, AnswerFormatConfig
 from llmrec.train.rewards.base import Reward
+from llmrec.train.rewards.grounded import Grounded
 from llmrec.train.rewards.legal import Legal
 from llmrec.train.rewards.path_consistency import PathConsistency, PathConsistencyConfig
 
@@ -47,6 +48,22 @@ class TestAnswerFormat(RewardConformance):
         batch = self.rollout(0, ["3"] * 3)
         batch["completion_ids"] = [[WORD_ID, *CLOSING_IDS], [WORD_ID], [*CLOSING_IDS, *sid_ids("3")]]
         assert reward(**batch) == [1, 0, 0]
+
+
+class TestGrounded(RewardConformance):
+    thought = True
+
+    def make(self) -> Reward:
+        return Grounded(reward_context(thought=True))
+
+    def ids(self, item_id: str) -> list[int]:
+        return [WORD_ID, *CLOSING_IDS, *sid_ids(item_id)]
+
+    def test_the_share_of_true_statements_pays_whatever_is_answered(self) -> None:
+        batch = self.rollout(0, ["3"] * 4)
+        half, silent, open_end = [WORD_ID, 6, *CLOSING_IDS], [*CLOSING_IDS, *sid_ids("5")], [WORD_ID]
+        batch["completion_ids"] = [[WORD_ID, *CLOSING_IDS, *sid_ids(RETIRED)], half, silent, open_end]
+        assert self.call(batch) == [1, 0.5, 0, 0]
 
 
 class TestPathConsistency(RewardConformance):
