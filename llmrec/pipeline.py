@@ -24,10 +24,11 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmrec import recipes
+from llmrec import processes, recipes
 from llmrec.checkpoint_card import BaseCard, DataCard, LineageEntry, ServingCard
 from llmrec.config import dump_yaml
 from llmrec.data.assets import sha256_file
@@ -53,6 +54,7 @@ __all__ = [
     "extended_base",
     "load_recipe",
     "quiet_libraries",
+    "remove_others",
     "run_folder",
     "run_pipeline",
     "sid_parts",
@@ -84,7 +86,7 @@ class RunResult:
 
 
 def run_pipeline(config: PipelineConfig, folder: Path, console: Console) -> RunResult:
-    """Run every stage that has to run.
+    """Run every stage that has to run; in several processes, the same call in all of them.
 
     Args:
         folder: of the run, made if missing; an unfinished training in it is resumed.
@@ -109,8 +111,9 @@ class _Run:
         self.dataset: Dataset = read_data(config.data)
         for line in self.dataset.report.lines():
             console.print(f" data  {line}", highlight=False, markup=False)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(dump_yaml(config), encoding="utf-8")
+        if processes.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "recipe.yaml").write_text(dump_yaml(config), encoding="utf-8")
         self.cache = StageCache(folder, console)
         self.final = folder / next(reversed(config.stages))
 
@@ -119,14 +122,14 @@ class _Run:
 
         self._stage("sid", sid_parts(self.config, self.dataset), [self.folder / "sid"], self._make_sids)
         for name in self.config.stages:
-            self._stage(name, self._train_parts(name), [self.folder / name], self._train)
+            self._stage(name, self._train_parts(name), [self.folder / name], self._train, together=True)
         with suppress(OSError):  # states of a recipe with other stages may be in there
             (self.folder / "work").rmdir()
         told = self.folder / "eval" / "explanations.json"
         self._stage("eval", self._eval_parts(), [told, self.folder / "eval" / "eval.json"], self._evaluate)
         evaluation = EvalResult.load(self.folder / "eval")
         explanations = json.loads(told.read_text(encoding="utf-8"))
-        report = self._report(evaluation, explanations)
+        report = processes.from_main(partial(self._report, evaluation, explanations))
         return RunResult(self.folder, self.final, evaluation, report, explanations, self.dataset)
 
     # -- what a stage's result depends on --------------------------------------------------------------------------
@@ -153,12 +156,14 @@ class _Run:
         trained = self._train_parts(next(reversed(self.config.stages)))
         return {**trained, "eval": evaluation, "untrained": self.config.untrained, "eval_version": EVAL_VERSION}
 
-    def _stage(self, name: str, parts: dict[str, Any], outputs: list[Path], work: Any) -> None:
+    def _stage(
+        self, name: str, parts: dict[str, Any], outputs: list[Path], work: Any, *, together: bool = False
+    ) -> None:
         def run(key: str) -> None:
             work(name, key)
             gc.collect()  # a trainer hangs in reference cycles: weights and moments would weigh on the next stage
 
-        self.cache.run(name, parts, outputs, run)
+        self.cache.run(name, parts, outputs, run, together=together)
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
@@ -192,9 +197,7 @@ class _Run:
             tokenizer, table = start.tokenizer, start.table
             model = sft.prepare(start, stage, config.flow)
         work = self.folder / "work" / f"{name}-{key}"
-        for other in (self.folder / "work").glob(f"{name}-*"):
-            if other != work:  # states of settings that are gone
-                shutil.rmtree(other)
+        processes.from_main(partial(remove_others, work, f"{name}-*"))
         run_stage(
             name,
             stage,
@@ -207,6 +210,8 @@ class _Run:
             log=self.folder / "logs" / f"{name}.jsonl",
             console=self.console,
         )
+        if not processes.is_main():
+            return
         base: BaseCard | None
         if config.flow == "adapter" or name == "cpt":
             base = describe_base(config.base.model) if config.base.model else None
@@ -339,6 +344,13 @@ class _Run:
 
     def _log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.jsonl"
+
+
+def remove_others(work: Path, pattern: str) -> None:
+    """Remove what lies beside `work` by `pattern`: states of settings that are gone."""
+    for other in work.parent.glob(pattern):
+        if other != work:
+            shutil.rmtree(other)
 
 
 def run_folder(config: PipelineConfig, root: Path) -> Path:

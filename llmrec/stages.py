@@ -1,5 +1,8 @@
 """Stages of a run and their cache: a stage runs when its settings, its inputs or its code version changed.
 
+Of several processes (`llmrec.processes`) the main one looks, decides and writes; the others take part in what is done
+together, the trainings, and wait for the rest.
+
 Beside its results a stage leaves ``<run>/stages/<name>.json`` with what its key was made of, so that the next run can
 say *why* it runs again ("cpt.learning_rate: 0.0003 -> 0.001") instead of only that it does.
 """
@@ -14,11 +17,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from llmrec import processes
 from llmrec.data.assets import sha256_file
 
 
@@ -63,6 +68,8 @@ class StageCache:
         parts: Mapping[str, Any],
         outputs: list[Path],
         work: Callable[[str], None],
+        *,
+        together: bool = False,
     ) -> StageRun:
         """Run `work`, unless its last complete run had the same `parts` and its `outputs` are there.
 
@@ -74,28 +81,49 @@ class StageCache:
             parts: everything that decides the result (settings, input fingerprints, a version); JSON values.
             outputs: files or folders that the stage leaves.
             work: gets the stage's key (12 hex digits), by which unfinished work of the same settings is recognised.
+            together: whether all processes do the work, whose result then depends on how many they are.
         """
-        inputs = {run.name: self._outputs[run.name] for run in self.runs}
-        flat, key = _flat_and_key({**parts, **({"inputs": inputs} if inputs else {})})
-        record = self.folder / "stages" / f"{name}.json"
-        last = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
-        why = self._why(last, key, flat, outputs)
+        if together and processes.count() > 1:
+            parts = {**parts, "processes": processes.count()}
+        flat, key, last, why = processes.from_main(partial(self._looked_up, name, parts, outputs))
         if last is not None and not why:
             self._outputs[name] = last["outputs"]
             done = StageRun(name, False, "nothing changed", last["wall_s"], last["cpu_s"], last["peak_rss_mb"])
             self.console.print(f"[dim]{name:>5}  done before ({last['wall_s']:.0f} s)[/dim]", highlight=False)
         else:
             self.console.print(f"[bold]{name:>5}[/bold]  {why}", highlight=False)
-            record.unlink(missing_ok=True)
             wall, cpu = time.perf_counter(), time.process_time()
-            work(key)
+            if together or processes.is_main():
+                work(key)
             seconds = (round(time.perf_counter() - wall, 2), round(time.process_time() - cpu, 2))
             done = StageRun(name, True, why, *seconds, peak_rss_mb())
-            self._outputs[name] = _fingerprint(outputs)
-            self._write(record, {"key": key, "outputs": self._outputs[name], "parts": flat, **_measured(done)})
+            self._outputs[name] = processes.from_main(partial(_fingerprint, outputs))
+            if processes.is_main():
+                record = {"key": key, "outputs": self._outputs[name], "parts": flat, **_measured(done)}
+                self._write(self._record(name), record)
         self.runs.append(done)
-        self.write_timing()
+        if processes.is_main():
+            self.write_timing()
         return done
+
+    def _looked_up(
+        self, name: str, parts: Mapping[str, Any], outputs: list[Path]
+    ) -> tuple[dict[str, Any], str, dict[str, Any] | None, str]:
+        """The stage's parts and key, the record of its last complete run, and why it runs again: "" where it need not.
+
+        The record of a stage that runs again is removed.
+        """
+        inputs = {run.name: self._outputs[run.name] for run in self.runs}
+        flat, key = _flat_and_key({**parts, **({"inputs": inputs} if inputs else {})})
+        record = self._record(name)
+        last = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
+        why = self._why(last, key, flat, outputs)
+        if why:
+            record.unlink(missing_ok=True)
+        return flat, key, last, why
+
+    def _record(self, name: str) -> Path:
+        return self.folder / "stages" / f"{name}.json"
 
     def write_timing(self) -> None:
         """``timing.json``: wall and CPU seconds, peak memory, stages run and skipped."""

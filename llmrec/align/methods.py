@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmrec import processes
 from llmrec.align.config import AlignConfig, ContinuedMethod, MethodName
 from llmrec.align.start import flow_of
 from llmrec.train.config import StageConfig
@@ -109,7 +110,8 @@ def train_grpo(job: Job) -> Trained:
         "grpo", settings, model=model, window=serving.window, normalise=serving.normalise, **job.shared
     )
     rows = TrainingLog(job.log, "grpo").rows()
-    save_plots(rows, job.log.with_suffix(".svg"))
+    if processes.is_main():
+        save_plots(rows, job.log.with_suffix(".svg"))
     if done.handed_on == 0:
         job.console.print("grpo  no evaluation was better than the start: its weights are handed on", highlight=False)
     return Trained(
@@ -189,13 +191,20 @@ METHODS: Mapping[MethodName, Callable[[Job], Trained]] = {
 
 def _made_rows(job: Job, iteration: int, current: Any) -> Sequence[PreferenceRow]:
     """The rows of an iteration, kept beside the states: a run that goes on after a kill trains on the same ones."""
-    from llmrec.eval.progress import shown
-    from llmrec.train.preference.build import make_preferences
-    from llmrec.train.preference.files import read_rows, to_frame
+    from llmrec.train.preference.files import read_rows
 
     path = job.work / "pairs" / f"iteration-{iteration + 1}.parquet"
+    processes.from_main(partial(_make_rows, job, iteration, current, path))
+    return read_rows(path)
+
+
+def _make_rows(job: Job, iteration: int, current: Any, path: Path) -> None:
+    from llmrec.eval.progress import shown
+    from llmrec.train.preference.build import make_preferences
+    from llmrec.train.preference.files import to_frame
+
     if path.exists():
-        return read_rows(path)
+        return
     preference = job.config.preference
     assert preference is not None
     assert preference.prefer is not None
@@ -218,7 +227,6 @@ def _made_rows(job: Job, iteration: int, current: Any) -> Sequence[PreferenceRow
     waiting = path.with_suffix(".part")
     to_frame(made.rows).write_parquet(waiting)
     waiting.rename(path)
-    return made.rows
 
 
 def _asked(start: Checkpoint, current: Any) -> Any:

@@ -22,16 +22,18 @@ import gc
 import json
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmrec import processes
 from llmrec.align.config import AlignConfig
 from llmrec.align.methods import METHODS, Job, Trained
 from llmrec.align.start import CHECKPOINT, data_of, fitted, flow_of, last_checkpoint, require_place
 from llmrec.config import dump_yaml
 from llmrec.data.assets import sha256_file
 from llmrec.errors import InputError
-from llmrec.pipeline import EVAL_VERSION, TRAIN_VERSION, quiet_libraries
+from llmrec.pipeline import EVAL_VERSION, TRAIN_VERSION, quiet_libraries, remove_others
 from llmrec.stages import StageCache, StageRun
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class AlignResult:
 
 def run_align(config: AlignConfig, folder: Path, console: Console) -> AlignResult:
     """Align, judge and report; what is finished is skipped, an interrupted training is resumed.
+
+    In several processes, the same call in all of them.
 
     Args:
         folder: of the run, made if missing.
@@ -110,10 +114,11 @@ class _Run:
         from llmrec.eval.result import EvalResult
 
         self._tell()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "recipe.yaml").write_text(dump_yaml(self.config), encoding="utf-8")
+        if processes.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "recipe.yaml").write_text(dump_yaml(self.config), encoding="utf-8")
         checkpoint, trained = self.folder / CHECKPOINT, self.folder / "train.json"
-        self.cache.run("align", self.trained_of, [checkpoint, trained], self._train)
+        self.cache.run("align", self.trained_of, [checkpoint, trained], self._train, together=True)
         gc.collect()  # a trainer hangs in reference cycles: weights and moments would weigh on the evaluation
         parts = {"eval": self.config.eval.model_dump(mode="json"), "eval_version": EVAL_VERSION}
         parts["start"] = self.start.fingerprint
@@ -124,7 +129,7 @@ class _Run:
             checkpoint,
             json.loads(trained.read_text(encoding="utf-8")),
             evaluation,
-            self._report(evaluation),
+            processes.from_main(partial(self._report, evaluation)),
             tuple(self.cache.runs),
             self.dataset,
         )
@@ -159,11 +164,11 @@ class _Run:
 
     def _train(self, key: str) -> None:
         work = self.folder / "work" / f"{CHECKPOINT}-{key}"
-        for other in (self.folder / "work").glob(f"{CHECKPOINT}-*"):
-            if other != work:  # states of settings that are gone
-                shutil.rmtree(other)
+        processes.from_main(partial(remove_others, work, f"{CHECKPOINT}-*"))
         job = Job(self.config, self.start, self.dataset, work, self.log, self.console)
         trained = METHODS[self.config.method](job)
+        if not processes.is_main():
+            return
         self._write(trained, key)
         shutil.rmtree(self.folder / "pairs", ignore_errors=True)
         if (work / "pairs").exists():

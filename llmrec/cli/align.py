@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmrec import processes
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -32,7 +34,7 @@ def align(
     from llmrec.align.config import load_align_recipe
     from llmrec.align.run import run_align
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, quiet=not processes.is_main())
     config = load_align_recipe(recipe, overrides or [])
     folder = runs / config.name
     console.print(f"[bold]{config.name}[/bold] in {folder}", highlight=False)

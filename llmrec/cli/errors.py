@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 
+from llmrec import processes
 from llmrec.errors import LLMRecError
 
 _INPUT_ERRNOS = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EPERM)
@@ -57,7 +58,8 @@ def leave(error: BaseException) -> int:
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     colour = "yellow" if screen.exit_code == 130 else "bold red"
-    console.print(Text.assemble((f"{screen.title}: ", colour), screen.message))
+    where = "" if processes.is_main() else f" in process {processes.index()}"
+    console.print(Text.assemble((f"{screen.title}{where}: ", colour), screen.message))
     if screen.hint:
         console.print(Text.assemble(("hint: ", "cyan"), screen.hint))
     return screen.exit_code

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmrec import processes
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -32,7 +34,7 @@ def run(
 
     from llmrec.pipeline import load_recipe, run_folder, run_pipeline
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, quiet=not processes.is_main())
     config = load_recipe(recipe, overrides or [])
     if plan:
         _print_plan(config, runs, console)

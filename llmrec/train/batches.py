@@ -181,6 +181,21 @@ def valid_batches(
     return Dataset.from_dict(columns)
 
 
+def evened(batches: Dataset, parts: int) -> Dataset:
+    """`batches` and, up to a multiple of `parts`, a few without a target.
+
+    Every process takes the same number of batches. Where one is missing at the end, accelerate would hand out the first
+    ones a second time, and they would count twice.
+    """
+    from datasets import Dataset, concatenate_datasets
+
+    missing = -len(batches) % parts
+    if not missing:
+        return batches
+    empty = {**batches[0], "labels": [[IGNORED] * len(sequence) for sequence in batches[0]["labels"]]}
+    return concatenate_datasets([batches, Dataset.from_list([empty] * missing, features=batches.features)])
+
+
 def _columns(rows: Sequence[Rendered]) -> dict[str, list[list[int]]]:
     return {
         "input_ids": [row.input_ids.tolist() for row in rows],

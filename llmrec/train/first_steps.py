@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.train.config import StageConfig
@@ -77,6 +77,7 @@ def first_steps(
         valid=valid,
         callbacks=[measured],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.evaluate()
     before, after = measured.valid

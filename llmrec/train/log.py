@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llmrec import processes
+
 
 class TrainingLog:
     """A JSON-lines file of one stage: ``stage, step, steps, seconds, tokens`` and what was measured there.
 
-    A resumed run cuts the file back to the step it resumes from, so that no step is in it twice.
+    A resumed run cuts the file back to the step it resumes from, so that no step is in it twice. Of several processes
+    the main one writes.
     """
 
     def __init__(self, path: Path, stage: str) -> None:
@@ -26,6 +29,8 @@ class TrainingLog:
 
     def cut(self, step: int) -> float:
         """Forget rows beyond `step`; returns the seconds that the rest took."""
+        if not processes.is_main():
+            return 0.0
         rows = [row for row in self.rows() if row["step"] <= step] if step else []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -33,5 +38,7 @@ class TrainingLog:
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one row."""
+        if not processes.is_main():
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, **row}) + "\n")

@@ -10,20 +10,23 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 from trl import SFTConfig
 
+from llmrec import processes
 from llmrec.data.dataset import Dataset
 from llmrec.errors import InputError
 from llmrec.prompts.renderer import Renderer
 from llmrec.prompts.task import hash_number
 from llmrec.sid_vocab.table import SIDTable
-from llmrec.train.batches import Batches, build_batches, collate, valid_batches
+from llmrec.train.batches import Batches, build_batches, collate, evened, valid_batches
 from llmrec.train.config import StageConfig
 from llmrec.train.log import TrainingLog
 from llmrec.train.progress import LogCallback
-from llmrec.train.states import KEPT, full_disk_told, last_state, require_room
+from llmrec.train.sharded import FULL, make_whole, require_whole_weights
+from llmrec.train.states import KEPT
 from llmrec.train.trainer import RecommenderTrainer
+from llmrec.train.trainer_run import quiet_beside_main, shared_out, state_to_resume, steps_of, train
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def run_stage(
     console: Console | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> StageResult:
-    """Train `model` in place.
+    """Train `model` in place; in several processes, each with the same arguments, in all of them.
 
     Args:
         name: of the stage, in the log and on the console.
@@ -77,7 +80,7 @@ def run_stage(
         InputError: the tasks make no row.
         EnvironmentProblem: the disk has no room for states to resume from.
     """
-    console = console or Console()
+    console = quiet_beside_main(console)
     batches = build_batches(config, renderer, dataset.catalog, train_sequences(dataset))
     if not len(batches.dataset):
         raise InputError(
@@ -86,10 +89,9 @@ def run_stage(
         )
     for line in _describe(name, config, batches):
         console.print(line, highlight=False)
-    steps = -(-len(batches.dataset) // config.gradient_accumulation)
+    steps = steps_of(len(batches.dataset), config.gradient_accumulation)
     training_log = TrainingLog(log, name)
-    state = last_state(work)
-    require_room(name, model, work, -(-steps // config.save_steps))
+    state = state_to_resume(name, model, work, steps=steps, save_steps=config.save_steps)
     progress = LogCallback(training_log, tokens=batches.tokens, console=console)
     trainer = stage_trainer(
         config,
@@ -97,26 +99,27 @@ def run_stage(
         model=model,
         tokenizer=tokenizer,
         table=renderer.table,
-        train=batches.dataset,
+        train=evened(batches.dataset, processes.count()),
         valid=valid_dataset(config, renderer, dataset, window),
         callbacks=[progress, *callbacks],
     )
-    if state:
-        console.print(f"{name:>4}  resuming from {state.name.replace('checkpoint-', 'step ')}", highlight=False)
-    try:
-        with full_disk_told(name, work):
-            trainer.train(resume_from_checkpoint=str(state) if state else None)
-    finally:
-        progress.close()
-    if not any(row["step"] == steps and "valid_loss" in row for row in training_log.rows()):
-        trainer.evaluate()
-    rows = training_log.rows()
+    require_whole_weights(name, trainer, [FULL] if config.method == "full" else [])
+    train(trainer, name, work=work, state=state, progress=progress, console=console)
+    rows = evaluated_at_the_end(trainer, training_log, steps)
+    make_whole(model)
     return StageResult(
         steps=steps,
         batches=batches,
         seconds=max((row["seconds"] for row in rows), default=0.0),
         valid_losses=tuple((row["step"], row["valid_loss"]) for row in rows if "valid_loss" in row),
     )
+
+
+def evaluated_at_the_end(trainer: RecommenderTrainer, log: TrainingLog, steps: int) -> list[dict[str, Any]]:
+    """The rows of `log`, with the valid loss after the last step."""
+    if not any(row["step"] == steps and "valid_loss" in row for row in processes.from_main(log.rows)):
+        trainer.evaluate()
+    return processes.from_main(log.rows)
 
 
 def stage_trainer(
@@ -132,7 +135,7 @@ def stage_trainer(
 ) -> RecommenderTrainer:
     """The trainer of a stage over the batches `train` and `valid`, silent but for its callbacks."""
     pad_id = tokenizer.pad_token_id or 0  # any id does: padding lies behind all that is read
-    trainer = RecommenderTrainer(
+    return RecommenderTrainer(
         model=model,
         args=arguments,
         train_dataset=train,
@@ -143,8 +146,6 @@ def stage_trainer(
         table=table,
         stage=config,
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def _evaluate_every(config: StageConfig, steps: int) -> int:
@@ -207,7 +208,8 @@ def valid_dataset(config: StageConfig, renderer: Renderer, dataset: Dataset, win
     users = sorted(users, key=lambda user: hash_number(split.users[user]))[: config.valid_users]
     histories = [[split.items[index] for index in split.history(user, "valid")] for user in users]
     wanted = [split.items[targets[user]] for user in users]
-    return valid_batches(renderer, histories, wanted, window=window, batch_tokens=config.batch_tokens)
+    batches = valid_batches(renderer, histories, wanted, window=window, batch_tokens=config.batch_tokens)
+    return evened(batches, processes.count())
 
 
 def _describe(name: str, config: StageConfig, batches: Batches) -> list[str]:
@@ -216,4 +218,5 @@ def _describe(name: str, config: StageConfig, batches: Batches) -> list[str]:
         f"{name:>4}  {config.epochs:g} epochs: {rows} rows; {batches.tokens:,} tokens, "
         f"{batches.target_items:,} items as targets, {batches.padding:.0%} padding"
     ]
+    lines += shared_out(name, config.gradient_accumulation, "batches")
     return lines + [f"{name:>4}  left out: {count:,} {reason}" for reason, count in batches.dropped.items()]

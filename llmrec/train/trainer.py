@@ -10,6 +10,7 @@ TRL and transformers is pinned by ``tests/train/test_trl_seam.py`` and explained
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from llmrec.quantized import is_packed
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.train.config import StageConfig
 from llmrec.train.loss import TargetHead, TargetLoss
+from llmrec.train.wrapped_forward import within_forward
 
 
 class RecommenderTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
@@ -45,12 +47,27 @@ class RecommenderTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean negative log-likelihood over the targets of the step (all its accumulated batches)."""
-        decoder = self.accelerator.unwrap_model(self.model).get_decoder()
-        states = decoder(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
+        inner = self.accelerator.unwrap_model(model)
+        loss = within_forward(model, inner, partial(self.loss_of, inner, inputs, num_items_in_batch))
+        return (loss, {}) if return_outputs else loss
+
+    def loss_of(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
+        """The loss of one batch, by the `model` without its wrapper."""
+        states = model.get_decoder()(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
         parts = self._target_head(states, inputs["labels"], inputs["sid_level"])
         self._since_log[self._mode].add(parts)
-        loss = parts.total / (parts.tokens if num_items_in_batch is None else num_items_in_batch)
-        return (loss, {}) if return_outputs else loss
+        total = parts.total if parts.tokens else states.sum() * 0.0  # a batch that only evens out the processes
+        return self.share(total, parts.tokens, num_items_in_batch)
+
+    def share(self, total: Tensor, count: int, num_items_in_batch: Any) -> Tensor:
+        """The share of a batch of `count` targets in the step's loss.
+
+        ``num_items_in_batch`` are the targets of all processes, whose gradients are averaged: hence the factor.
+        """
+        if num_items_in_batch is None:
+            return total / max(count, 1)
+        shared: Tensor = total / num_items_in_batch * self.accelerator.num_processes
+        return shared
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the losses of SID and text targets since the last call; all are means over targets.
@@ -58,7 +75,7 @@ class RecommenderTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
         The Trainer's own ``eval_loss`` is the mean of the batches' means. Batches are of equal tokens, not of equal
         users, so it would weigh a user with a long history more; the mean over all targets replaces it.
         """
-        means = self._since_log[self._mode].means()
+        means = self._since_log[self._mode].over(self.accelerator).means()
         if self._mode == "train":
             logs.update({name: value for name, value in means.items() if name != "loss"})
         else:
@@ -107,6 +124,15 @@ class _Sums:
         self.text = self.text + parts.text.detach()
         self.sid_tokens += parts.sid_tokens
         self.text_tokens += parts.text_tokens
+
+    def over(self, accelerator: Any) -> _Sums:
+        """The sums of all processes."""
+        if accelerator.num_processes == 1:
+            return self
+        own = [float(value) for value in (self.sid, self.sid_tokens, self.text, self.text_tokens)]
+        sums = accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=accelerator.device), reduction="sum")
+        sid, sid_tokens, text, text_tokens = sums.tolist()
+        return _Sums(sid, int(sid_tokens), text, int(text_tokens))
 
     def means(self) -> dict[str, float]:
         """Nats per target: ``loss`` over all of them, ``sid_loss`` and ``text_loss``; none without a target."""

@@ -104,7 +104,7 @@ def test_the_trainer_overrides_and_uses_nothing_private(world: World, tmp_path: 
         data_collator=list,
     )
     private = {name for name in methods | of_self if name.startswith("_") and not name.startswith("__")}
-    assert methods == {"__init__", "compute_loss", "log"}
+    assert methods == {"__init__", "loss_of", "log"}
     assert not {name for name in private if hasattr(plain, name)}
 
 

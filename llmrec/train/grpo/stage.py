@@ -11,15 +11,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 from trl import GRPOConfig
 
+from llmrec import processes
 from llmrec.checkpoint import Checkpoint
 from llmrec.data.dataset import Dataset
 from llmrec.decode.result import Normalise
@@ -41,9 +43,11 @@ from llmrec.train.monitor.record import popularity_percentile
 from llmrec.train.monitor.watch import MonitorCallback
 from llmrec.train.rewards.build import build_context
 from llmrec.train.rewards.compose import make_rewards
+from llmrec.train.sharded import require_whole_weights
 from llmrec.train.start import prepare_start
 from llmrec.train.start_weights import StartWeights
-from llmrec.train.states import KEPT, full_disk_told, last_state, require_room
+from llmrec.train.states import KEPT
+from llmrec.train.trainer_run import quiet_beside_main, shared_out, state_to_resume, train
 from llmrec.train.tree_forward import TreeForward
 
 
@@ -92,7 +96,7 @@ def run_grpo(
     console: Console | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> GRPOResult:
-    """Train `model` in place.
+    """Train `model` in place; in several processes, each with the same arguments, in all of them.
 
     Args:
         name: of the stage, in the log and on the console.
@@ -108,21 +112,20 @@ def run_grpo(
         InputError: nothing to train on, or a reward that gives nonsense.
         EnvironmentProblem: the disk has no room for states to resume from.
     """
-    console = console or Console()
+    console = quiet_beside_main(console)
     table, split = renderer.table, dataset.split
     prompts = build_prompts(config, renderer, split, window=window)
     steps, generations = schedule(config, len(prompts.prompts))
-    rows = prompts.rows(generations * config.prompts_per_step * config.gradient_accumulation, config.seed)
+    rows = prompts.rows(generations * prompts_together(config), config.seed)
     for line in _describe(name, config, prompts, steps):
         console.print(line, highlight=False)
     trie = SIDTrie.build(table.codes, table.codebook_sizes, alive=table.status == ACTIVE)
     assert table.token_ids is not None
-    state = last_state(work)
     save_steps = -(-config.save_steps // config.num_iterations) * config.num_iterations
-    require_room(name, model, work, -(-steps // save_steps))
+    state = state_to_resume(name, model, work, steps=steps, save_steps=save_steps)
     best = BestWeights(work)
     if state is None:
-        shutil.rmtree(work, ignore_errors=True)
+        processes.from_main(partial(shutil.rmtree, work, ignore_errors=True))
     reference = StartWeights(model)  # before a state is loaded into the model
     # "level" tells what "legal" cannot: the probability that the policy leaves to legal items.
     drawing = config.normalise if config.rollout.kind == "beam" or config.normalise != "legal" else "level"
@@ -164,17 +167,11 @@ def run_grpo(
         percentile=popularity_percentile(_train_counts(dataset, table.item_ids)),
         sid_of={item_id: sids[row] for row, item_id in enumerate(table.item_ids)},
     )
-    trainer.remove_callback(PrinterCallback)
-    if state:
-        console.print(f"{name:>4}  resuming from {state.name.replace('checkpoint-', 'step ')}", highlight=False)
-    try:
-        with full_disk_told(name, work):
-            trainer.train(resume_from_checkpoint=str(state) if state else None)
-    finally:
-        watch.close()
+    require_whole_weights(name, trainer, ["rollouts and the held-out metric search with the model as it learns"])
+    train(trainer, name, work=work, state=state, progress=watch, console=console)
     done = trainer.state.global_step
     handed_on = best.restore(model) if config.keep_best or watch.stopped_by else done
-    found = training_log.rows()
+    found = processes.from_main(training_log.rows)
     return GRPOResult(
         steps=done,
         prompts=prompts,
@@ -188,11 +185,16 @@ def run_grpo(
 
 def schedule(config: GRPOStageConfig, num_prompts: int) -> tuple[int, int]:
     """Optimizer steps and rollouts of a stage; the last rollout is filled up with prompts of a next epoch."""
-    together = config.prompts_per_step * config.gradient_accumulation
+    together = prompts_together(config)
     if config.max_steps is not None:
         return config.max_steps, -(-config.max_steps // config.num_iterations)
     generations = max(1, int(np.ceil(config.epochs * num_prompts / together)))
     return generations * config.num_iterations, generations
+
+
+def prompts_together(config: GRPOStageConfig) -> int:
+    """Prompts of a rollout and of an optimizer step, over all processes."""
+    return config.prompts_per_step * config.gradient_accumulation * processes.count()
 
 
 def grpo_arguments(config: GRPOStageConfig, steps: int, work: Path, *, save_steps: int, num_levels: int) -> GRPOConfig:
@@ -263,4 +265,5 @@ def _describe(name: str, config: GRPOStageConfig, prompts: Prompts, steps: int) 
         f"log-probabilities over {config.normalise}, beta {config.beta:g}, anchor {config.anchor:g}; "
         f"rewards {', '.join(config.rewards.parts)}"
     ]
+    lines += shared_out(name, config.gradient_accumulation, f"batches of {config.prompts_per_step} prompts")
     return lines + [f"{name:>4}  left out: {count:,} {reason}" for reason, count in prompts.dropped.items()]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,15 +24,18 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from llmrec import processes
 from llmrec.errors import LLMRecError
 from llmrec.train.grpo.batch import Batch, Paid, make_batch, pay, record
 from llmrec.train.grpo.config import GRPOStageConfig
+from llmrec.train.grpo.even_batches import evened, filled_up
 from llmrec.train.grpo.losses import LOSSES, denominator
 from llmrec.train.grpo.rollouts import Rollouts, Row
 from llmrec.train.grpo.trl_trainer import GRPOTrainer
 from llmrec.train.rewards.compose import RewardSet
 from llmrec.train.trainer import row_parameters
 from llmrec.train.tree_forward import TreeForward
+from llmrec.train.wrapped_forward import within_forward
 
 
 class Reference(Protocol):
@@ -105,10 +109,12 @@ class ConstrainedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl is untyp
         paid = pay(self._rewards, rows, groups)
         self._note_rollout(paid)
         size, device = len(rows) // self.args.steps_per_generation, self.accelerator.device
-        batches = [
-            make_batch(paid[start : start + size], self._settings, self._sid_of, device)
-            for start in range(0, len(paid), size)
-        ]
+        batches = evened(
+            [
+                make_batch(paid[start : start + size], self._settings, self._sid_of, device)
+                for start in range(0, len(paid), size)
+            ]
+        )
         counts = [
             sum(int(batch.mask.sum()) for batch in batches),
             sum(len(batch.rollout) for batch in batches),
@@ -136,7 +142,7 @@ class ConstrainedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl is untyp
     def _scored_before(self, batch: Batch) -> dict[str, Tensor]:
         """Log-probabilities of the rollout's completions under the policy that wrote them and the reference."""
         if not len(batch.rollout):
-            return {}
+            return {"reference": batch.advantages.new_zeros(0, 0)}
         found = {}
         with torch.no_grad(), self.compute_loss_context_manager():
             if self.num_iterations > 1:
@@ -148,19 +154,26 @@ class ConstrainedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl is untyp
     # -- loss ------------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        inner = self.accelerator.unwrap_model(model)
+        return within_forward(model, inner, partial(self._loss_of, inner, inputs))
+
+    def _loss_of(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """The share of one batch in the step's loss; its policy loss is zero where only other processes have rows."""
         batch: Batch = inputs["batch"]
         parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
-        if not batch.tree:  # no group has variance and nothing is anchored: a zero with a gradient of zeros
-            trained = [parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad]
-            return torch.stack(trained).sum() * 0.0
-        scores = self._policy(batch.tree, entropy=True)
-        assert scores.entropy is not None
-        loss = scores.tokens.sum() * 0.0
-        if len(batch.rollout):
-            width = inputs["completion_mask"].shape[1]
-            log_p, entropy = (each[batch.rollout, :width] for each in (scores.tokens, scores.entropy))
+        shape = inputs["completion_mask"].shape
+        scores = self._policy(batch.tree, entropy=True) if batch.tree else None
+        if scores is None:  # a zero with a gradient of zeros: this process keeps step
+            trained = [parameter.sum() for parameter in model.parameters() if parameter.requires_grad]
+            loss = torch.stack(trained).sum() * 0.0
+            log_p = entropy = batch.advantages.new_zeros(shape)
+        else:
+            assert scores.entropy is not None
+            loss = scores.tokens.sum() * 0.0
+            log_p, entropy = (filled_up(each[batch.rollout], shape) for each in (scores.tokens, scores.entropy))
+        if len(batch.mask):
             loss = loss + self._policy_loss(model, inputs, batch, log_p, entropy, parts)
-        if len(batch.target):
+        if scores is not None and len(batch.target):
             of_target = -scores.tokens[batch.target].sum(dim=1) / scores.mask[batch.target].sum(dim=1)
             self._note("anchor", float(of_target.detach().mean()))
             loss = loss + self._settings.anchor * of_target.mean() / self.current_gradient_accumulation_steps
@@ -170,7 +183,7 @@ class ConstrainedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl is untyp
         self, model: nn.Module, inputs: dict[str, Any], batch: Batch, log_p: Tensor, entropy: Tensor, parts: int
     ) -> Tensor:
         settings, mask = self._settings, inputs["completion_mask"]
-        old = inputs.get("old", log_p.detach())[:, : mask.shape[1]]
+        old = filled_up(inputs.get("old", log_p.detach()), mask.shape)
         below = denominator(
             settings.loss, log_p, old, inputs["advantages"], epsilon=settings.epsilon, delta=settings.delta
         )
@@ -183,8 +196,8 @@ class ConstrainedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl is untyp
         outside = ((ratio.detach() - 1).abs() > settings.epsilon) & mask.bool()
         self._note("clip_share", float(outside.sum() / mask.sum()))
         # Schulman's estimate, with the ratio that makes its gradient the divergence's (TRL's use_bias_correction_kl)
-        apart = inputs["reference"][:, : mask.shape[1]] - log_p
-        per_row = ((apart.exp() - apart - 1) * ratio * mask).sum(dim=1) / mask.sum(dim=1)
+        apart = filled_up(inputs["reference"], mask.shape) - log_p
+        per_row = ((apart.exp() - apart - 1) * ratio * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
         divergence = (batch.weight * per_row).sum()
         groups = batch.weight.sum()  # weights of a group sum to 1
         self._note("kl", float(divergence.detach() / groups))
@@ -202,16 +215,26 @@ class ConstrainedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl is untyp
 
     # -- record and optimizer --------------------------------------------------------------------------------------
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Take the means over all processes of what `_note` has here; TRL's own metrics are that already."""
+        noted = self._metrics["train"]
+        names = ("anchor", "clip_share", "kl")
+        everywhere = processes.gathered({name: noted[name] for name in names if name in noted})
+        for name in names:
+            if found := [value for there in everywhere for value in there.get(name, [])]:
+                noted[name] = found
+        super().log(logs, start_time)
+
     def _note(self, name: str, value: float) -> None:
         self._metrics["train"][name].append(value)
 
     def _note_rollout(self, paid: Sequence[Paid]) -> None:
         """Record what was drawn and paid, over all processes."""
         measured = record(paid, self._rewards, self._percentile)
-        names = sorted(measured)
-        values = torch.tensor([measured[name] for name in names], device=self.accelerator.device)
-        for name, value in zip(names, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True):
-            self._note(name, value)
+        everywhere = processes.gathered(measured)
+        for name in measured:
+            values = [there[name] for there in everywhere if name in there]
+            self._note(name, sum(values) / (1 if name in ("groups", "dropped") else len(values)))
 
     def create_optimizer(self, model: Any = None) -> Any:
         """AdamW with SID rows in a group of their own, without weight decay."""

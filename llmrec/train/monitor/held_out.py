@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llmrec import processes
 from llmrec.data.split import Split
 from llmrec.decode.searcher import Searcher
 from llmrec.errors import InputError
@@ -81,10 +82,19 @@ class HeldOut:
         )
 
     def measure(self) -> np.ndarray:
-        """(users,) `METRIC` of every user; items that share a SID share its places."""
-        found = self.searcher.beam(self.prompts, num_beams=self.num_beams, top_k=_CUTOFF, excluded=list(self.excluded))
+        """(users,) `METRIC` of every user; items that share a SID share its places. Processes share the work."""
+        mine = slice(processes.index(), None, processes.count())
+        values = np.empty(len(self.targets))
+        for process, found in enumerate(processes.gathered(self._measure(mine))):
+            values[process :: processes.count()] = found
+        return values
+
+    def _measure(self, users: slice) -> np.ndarray:
+        found = self.searcher.beam(
+            self.prompts[users], num_beams=self.num_beams, top_k=_CUTOFF, excluded=list(self.excluded[users])
+        )
         lists = [[result.buckets[place] for place in dict.fromkeys(result.bucket_of.tolist())] for result in found]
-        values: np.ndarray = per_user_metrics(ranks_from_lists(lists, self.targets))[METRIC]
+        values: np.ndarray = per_user_metrics(ranks_from_lists(lists, self.targets[users]))[METRIC]
         return values
 
 

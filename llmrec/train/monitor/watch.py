@@ -1,12 +1,14 @@
 """`MonitorCallback`: writes a run's rows, evaluates every N steps, tells alarms, stops a run that has diverged.
 
-It is the progress bar of the stage besides. What it reads it finds in the trainer's logs, under the names of
+Of several processes each sees the rows of the main one, so that all of them stop at the same step. It is the progress
+bar of the stage besides. What it reads it finds in the trainer's logs, under the names of
 `llmrec.train.monitor.record`; any trainer that logs them can be watched.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from llmrec import processes
 from llmrec.train.log import TrainingLog
 from llmrec.train.monitor.alarms import Alarm
 from llmrec.train.monitor.best import BestWeights
@@ -64,7 +67,7 @@ class MonitorCallback(LogCallback):
     ) -> None:
         """Go on with the log, or evaluate the model as it was given."""
         super().on_train_begin(args, state, control, **kwargs)
-        self.monitor = Monitor.replay(self._log.rows())
+        self.monitor = Monitor.replay(processes.from_main(self._log.rows))
         if not self.monitor.rows:
             row = {"step": 0, "steps": state.max_steps, "seconds": 0.0, "tokens": 0}
             self._add({**row, **self._evaluate(0, kwargs["model"])}, control)
@@ -89,6 +92,7 @@ class MonitorCallback(LogCallback):
         }
         row |= {name: logs[name] for name in FIELDS if logs.get(name) is not None}
         row |= {name: value for name, value in logs.items() if name.startswith("reward/") and value is not None}
+        row = processes.from_main(partial(dict, row))
         broken = not all(np.isfinite(row[name]) for name in ("loss", "grad_norm") if name in row)
         last = state.global_step == state.max_steps
         if not broken and (last or state.global_step % self._evaluate_steps == 0):
@@ -104,11 +108,11 @@ class MonitorCallback(LogCallback):
 
     def _evaluate(self, step: int, model: Any) -> dict[str, Any]:
         values = self._held_out.measure()
-        if step == 0:
+        if step == 0 and processes.is_main():
             remember(self._start_values, values)
-        start = remembered(self._start_values)
+        start = processes.from_main(partial(remembered, self._start_values))
         fields = held_out_fields(values, values if start is None else start, METRIC)
-        better = self._best.offer(model, step, fields["held_out"])
+        better = processes.from_main(partial(self._best.offer, model, step, fields["held_out"]))
         told = f"valid {METRIC} {fields['held_out']:.4f} (se {fields['held_out_se']:.4f}) after {step} steps"
         self._say(f"{told}, the best so far" if better and step else told)
         return fields

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmrec import processes
 from llmrec.train.preference.rows import PreferenceBatches
 from llmrec.train.tree_forward import TreeForward
 
@@ -35,6 +36,8 @@ def score_rows(
 ) -> list[np.ndarray]:
     """Log-probabilities of every row's completions by `model` as it is now, in evaluation mode.
 
+    Several processes share the work.
+
     Args:
         forward: of `model`.
         progress: called with rows done and rows.
@@ -43,31 +46,34 @@ def score_rows(
         Per row (completions,) float32.
     """
     order = np.argsort([len(row.tree.prompt) for row in batches.rows], kind="stable").tolist()
-    found: list[np.ndarray] = [np.zeros(0)] * len(order)
+    parts = [order[start : start + batch_rows] for start in range(0, len(order), batch_rows)]
+    found: dict[int, np.ndarray] = {}
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(order), batch_rows):
-            members = order[start : start + batch_rows]
+        for number, members in enumerate(parts):
+            if number % processes.count() != processes.index():
+                continue
             with torch.no_grad():
                 scores = forward([batches.rows[row].tree for row in members])
             for place, row in enumerate(members):
                 found[row] = scores.sums[scores.row == place].cpu().numpy()
             if progress:
-                progress(start + len(members), len(order))
+                progress(number * batch_rows + len(members), len(order))
     finally:
         model.train(was_training)
-    return found
+    everywhere = {row: scores for of_one in processes.gathered(found) for row, scores in of_one.items()}
+    return [everywhere[row] for row in range(len(order))]
 
 
 def kept_scores(folder: Path, batches: PreferenceBatches, score: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
     """What `score` returns, read from `folder` where an earlier run of the same rows has left it there."""
     path = folder / f"reference-{batches.fingerprint[:16]}.npy"
     ends = np.cumsum([len(row.tree.completions) for row in batches.rows])
-    if path.exists():
-        flat = np.load(path, allow_pickle=False)
-    else:
-        flat = np.concatenate(score())
+    if processes.from_main(path.exists):
+        return np.split(np.load(path, allow_pickle=False), ends[:-1])
+    flat = np.concatenate(score())
+    if processes.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         waiting = path.with_name(f".{path.name}.{os.getpid()}")
         with waiting.open("wb") as file:

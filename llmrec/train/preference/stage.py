@@ -22,8 +22,9 @@ import torch
 from datasets import Dataset as Rows
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
+from llmrec import processes
 from llmrec.checkpoint import Checkpoint
 from llmrec.data.dataset import Dataset
 from llmrec.errors import MismatchError
@@ -37,10 +38,11 @@ from llmrec.train.preference.rows import PreferenceBatches, build_rows
 from llmrec.train.preference.stage_config import PreferenceConfig
 from llmrec.train.preference.trainer import MEASURES, PreferenceCollator, PreferenceTrainer
 from llmrec.train.progress import LogCallback
-from llmrec.train.stage import stage_arguments, valid_dataset
+from llmrec.train.sharded import FULL, make_whole, require_whole_weights
+from llmrec.train.stage import evaluated_at_the_end, stage_arguments, valid_dataset
 from llmrec.train.start import prepare_start
 from llmrec.train.start_weights import StartWeights
-from llmrec.train.states import full_disk_told, last_state, require_room
+from llmrec.train.trainer_run import quiet_beside_main, shared_out, state_to_resume, steps_of, train
 from llmrec.train.tree_forward import TreeForward
 
 RowsOf = Callable[[int, Any], Sequence[PreferenceRow]]
@@ -84,7 +86,7 @@ def run_preference(
     console: Console | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> PreferenceResult:
-    """Train `model` in place.
+    """Train `model` in place; in several processes, each with the same arguments, in all of them.
 
     Args:
         name: of the stage, in the log and on the console.
@@ -99,13 +101,13 @@ def run_preference(
         InputError: nothing to train on.
         EnvironmentProblem: the disk has no room for states to resume from.
     """
-    console = console or Console()
+    console = quiet_beside_main(console)
     logs, losses, seconds, steps = [], [], 0.0, 0
     for iteration in range(config.iterations):
         folder = work / f"iteration-{iteration}"
         path = log if iteration == 0 else log.with_name(f"{log.stem}-{iteration}{log.suffix}")
         title = name if config.iterations == 1 else f"{name} {iteration + 1}/{config.iterations}"
-        if (folder / _DONE).exists():
+        if processes.from_main((folder / _DONE).exists):
             _load(model, folder / _DONE)
             console.print(f"{title:>4}  was done before", highlight=False)
         else:
@@ -114,8 +116,9 @@ def run_preference(
                 title, config, made, model=model, tokenizer=tokenizer, renderer=renderer, dataset=dataset, work=folder,
                 log=TrainingLog(path, name), console=console, callbacks=callbacks,
             )  # fmt: skip
-            _finish(model, folder)
-        found = TrainingLog(path, name).rows()
+            if processes.is_main():
+                _finish(model, folder)
+        found = processes.from_main(TrainingLog(path, name).rows)
         logs.append(path)
         losses.append(tuple((row["step"], row["valid_loss"]) for row in found if "valid_loss" in row))
         seconds += max((row["seconds"] for row in found), default=0.0)
@@ -138,11 +141,10 @@ def _run_iteration(
     callbacks: Sequence[TrainerCallback],
 ) -> None:
     stage = _stage(config)
-    steps = -(-len(batches.batches) // config.gradient_accumulation)
+    steps = steps_of(len(batches.batches), config.gradient_accumulation)
     for line in _describe(name, config, batches, steps):
         console.print(line, highlight=False)
-    state = last_state(work)
-    require_room(name, model, work, -(-steps // config.save_steps))
+    state = state_to_resume(name, model, work, steps=steps, save_steps=config.save_steps)
     forward = TreeForward(model, normalise=config.head, table=renderer.table)
     reference = scores = None
     if config.precompute_reference:  # before a state is loaded into the model: it is its own reference now
@@ -150,10 +152,12 @@ def _run_iteration(
     else:
         reference = StartWeights(model)
     progress = LogCallback(log, tokens=batches.tokens, console=console, measures=MEASURES)
+    rows = [{"rows": list(batch), "counts": True} for batch in batches.batches]
+    rows += [{**rows[0], "counts": False}] * (-len(rows) % processes.count())
     trainer = PreferenceTrainer(
         model=model,
         args=stage_arguments(stage, steps, work, fresh=state is None),
-        train_dataset=Rows.from_dict({"rows": [list(batch) for batch in batches.batches]}),
+        train_dataset=Rows.from_list(rows),
         eval_dataset=valid_dataset(stage, renderer, dataset, config.window),
         processing_class=tokenizer,
         data_collator=PreferenceCollator(batches, scores, tokenizer.pad_token_id or 0),
@@ -164,16 +168,19 @@ def _run_iteration(
         objective=PreferenceObjective(config),
         reference=reference,
     )
-    trainer.remove_callback(PrinterCallback)
-    if state:
-        console.print(f"{name:>4}  resuming from {state.name.replace('checkpoint-', 'step ')}", highlight=False)
-    try:
-        with full_disk_told(name, work):
-            trainer.train(resume_from_checkpoint=str(state) if state else None)
-    finally:
-        progress.close()
-    if not any(row["step"] == steps and "valid_loss" in row for row in log.rows()):
-        trainer.evaluate()
+    require_whole_weights(name, trainer, _needs_whole_weights(config))
+    train(trainer, name, work=work, state=state, progress=progress, console=console)
+    evaluated_at_the_end(trainer, log, steps)
+    make_whole(model)
+
+
+def _needs_whole_weights(config: PreferenceConfig) -> list[str]:
+    needs = {
+        FULL: config.method == "full",
+        "precompute_reference: false swaps in a copy of the start's weights": not config.precompute_reference,
+        "a further iteration cannot begin with a model that was sharded": config.iterations > 1,
+    }
+    return [reason for reason, there in needs.items() if there]
 
 
 def _stage(config: PreferenceConfig) -> StageConfig:
@@ -216,4 +223,5 @@ def _describe(name: str, config: PreferenceConfig, batches: PreferenceBatches, s
         f"{name:>4}  {config.epochs:g} epochs, {steps:,} steps: {len(batches.rows):,} rows, {batches.pairs:,} rejected "
         f"items; {losses}{anchor}, beta {config.beta:g}, log-probabilities over the {config.head}"
     ]
+    lines += shared_out(name, config.gradient_accumulation, f"batches of up to {config.batch_rows} rows")
     return lines + [f"{name:>4}  left out: {count:,} {reason}" for reason, count in batches.dropped.items()]

@@ -1,7 +1,7 @@
 """`PreferenceTrainer`: the trainer of all stages, with losses over preferences on one forward per shared prefix tree.
 
 It is a `RecommenderTrainer`: batches come ready-made and in order, SID rows have a learning rate of their own, and the
-valid loss is that of the other stages. Only ``compute_loss`` and ``log`` differ. TRL's ``DPOTrainer`` is not its base:
+valid loss is that of the other stages. Only ``loss_of`` and ``log`` differ. TRL's ``DPOTrainer`` is not its base:
 that one tokenises strings and repeats the prompt for every completion; its losses are taken from it nevertheless
 (`llmrec.train.preference.trl_losses`).
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from trl.trainer.utils import disable_dropout_in_model
 
 from llmrec.train.batches import IGNORED, collate
@@ -55,34 +55,39 @@ class PreferenceTrainer(RecommenderTrainer):
         self._sums: dict[str, Tensor | float] = defaultdict(float)
         self._rows = 0
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def loss_of(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
         """The mean loss over the rows of the step; batches of the valid loss are those of every stage."""
         if "trees" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().loss_of(model, inputs, num_items_in_batch)
         with torch.no_grad(), nullcontext() if self._reference is None else self._reference.active():
             reference = inputs["reference"] if self._reference is None else self._forward(inputs["trees"]).sums
         found = self._forward(inputs["trees"])
         parts = self._objective(ScoredRows(found.tokens, found.mask, reference, found.row, inputs["weight"]))
+        if not (inputs["labels"] != IGNORED).any():
+            return parts.total * 0.0  # a batch that only evens out the processes
         values = (parts.preference, parts.anchor, parts.margin, parts.ahead)
         for name, value in zip(MEASURES, values, strict=True):
             self._sums[name] = self._sums[name] + value
         self._rows += parts.rows
-        loss = parts.total / (parts.rows if num_items_in_batch is None else num_items_in_batch)
-        return (loss, {}) if return_outputs else loss
+        return self.share(parts.total, parts.rows, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `MEASURES` since the last call."""
-        if self._rows and self.model.training:
-            logs.update({name: float(value) / self._rows for name, value in self._sums.items()})
+        if self.model.training:
+            own = [float(self._sums[name]) for name in MEASURES] + [float(self._rows)]
+            sums = self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device), reduction="sum").tolist()
+            if sums[-1]:
+                logs.update({name: value / sums[-1] for name, value in zip(MEASURES, sums[:-1], strict=True)})
             self._sums.clear()
             self._rows = 0
         super().log(logs, start_time)
 
 
 class PreferenceCollator:
-    """Turns the numbers of a batch's rows into what ``compute_loss`` reads, and pads batches of the valid loss.
+    """Turns the numbers of a batch's rows into what ``loss_of`` reads, and pads batches of the valid loss.
+
+    A row of the data set is a batch: ``rows``, their numbers, and whether it ``counts``. One that does not evens out
+    the processes, as `llmrec.train.batches.evened` says.
 
     Args:
         batches: the rows.
@@ -100,13 +105,14 @@ class PreferenceCollator:
         if "rows" not in batches[0]:
             return collate(batches, self._pad_id)
         members = [number for batch in batches for number in batch["rows"]]
+        counts = [batch["counts"] for batch in batches for _ in batch["rows"]]
         rows = [self._batches.rows[number] for number in members]
         weight = [value for row in rows for value in (1.0, *row.weights)]
         made: dict[str, Any] = {
             "trees": [row.tree for row in rows],
             "weight": torch.tensor(weight),
             # the Trainer divides a step of several batches by the labels behind the first place: here, by its rows
-            "labels": torch.tensor([[IGNORED, 0]] * len(rows)),
+            "labels": torch.tensor([[IGNORED, 0 if counted else IGNORED] for counted in counts]),
         }
         if self._reference is not None:
             made["reference"] = torch.from_numpy(np.concatenate([self._reference[number] for number in members]))
