@@ -44,11 +44,11 @@ def list_router(server: Server) -> APIRouter:
             wanted, note = ItemFilter(tuple(body.exclude)), ""
             if body.filters or body.allow is not None:  # compares every item of the catalogue
                 wanted, note = await asyncio.to_thread(_filter, version, body)
-            serving = version.recommender.checkpoint.card.serving
-            beams = body.num_beams or max(serving.num_beams, min(body.k, version.num_items))
             if body.think:
-                found = await think_first(server, request, version, body, wanted, beams)
+                found = await think_first(server, request, version, body, wanted)
             else:
+                serving = version.recommender.checkpoint.card.serving
+                beams = body.num_beams or max(serving.num_beams, min(body.k, version.num_items))
                 settings = ListSettings(beams, body.search, body.normalise, body.exclude_history, body.diversity)
                 found = await server.run(request, ListWork(version, settings, body.k, tuple(body.history), wanted))
             server.metrics.items.inc(len(found))

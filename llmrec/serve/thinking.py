@@ -14,12 +14,7 @@ from llmrec.thinking import ThinkingRequest
 
 
 async def think_first(
-    server: Server,
-    request: Request,
-    version: CatalogVersion,
-    body: RecommendationRequest,
-    wanted: ItemFilter,
-    num_beams: int,
+    server: Server, request: Request, version: CatalogVersion, body: RecommendationRequest, wanted: ItemFilter
 ) -> Recommendations:
     """The list behind a thought.
 
@@ -33,7 +28,7 @@ async def think_first(
         ThoughtOptions(body.max_thought_tokens or budget, body.sure_margin),
         wanted,
         body.exclude_history,
-        num_beams,
+        body.num_beams,
         body.normalise,
     )
     found: Recommendations

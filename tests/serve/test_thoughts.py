@@ -72,6 +72,13 @@ def ask(recommender, bodies, settings=None, between=None):
     return asyncio.run(whole())
 
 
+async def streams(http, wanted):
+    """Wait until so many thoughts are open."""
+    async with asyncio.timeout(60):
+        while http.server.engine.num_streams != wanted:
+            await asyncio.sleep(0.001)
+
+
 def offline(recommender, history, settings, top_k=5):
     """What `ThinkingSearcher` gives for the same prompt: what it thought and found."""
     checkpoint = recommender.checkpoint
@@ -146,8 +153,7 @@ def test_the_library_and_the_command_give_what_is_served(thinker, capsys):
 
 def test_a_list_need_not_wait_for_a_thought(thinker):
     async def beside(http):
-        while not http.server.engine.num_streams:
-            await asyncio.sleep(0.001)
+        await streams(http, 1)
         answer = await http.post("/v1/recommendations", json={"history": ["1"], "k": 3})
         return answer, http.server.engine.num_streams
 
@@ -162,11 +168,9 @@ def test_a_list_need_not_wait_for_a_thought(thinker):
 def test_a_client_that_leaves_frees_its_thought(thinker):
     async def leave(http):
         asked = asyncio.ensure_future(http.post("/v1/recommendations", json={"history": ["1"], "think": True}))
-        while not http.server.engine.num_streams:
-            await asyncio.sleep(0.001)
+        await streams(http, 1)
         asked.cancel()
-        while http.server.engine.num_streams:
-            await asyncio.sleep(0.001)
+        await streams(http, 0)
         return (await http.get("/metrics")).text
 
     (metrics,) = ask(thinker, [], between=leave)
@@ -185,7 +189,7 @@ def test_where_the_plain_search_is_sure_nothing_is_thought(thinker, k):
 
 
 def test_filters_hold_behind_a_thought(thinker):
-    body = {"history": ["1", "7"], "k": 60, "num_beams": 60, "think": True, "max_thought_tokens": 4}
+    body = {"history": ["1", "7"], "k": 80, "think": True, "max_thought_tokens": 4}
     drama, nothing = ask(
         thinker,
         [
@@ -193,6 +197,7 @@ def test_filters_hold_behind_a_thought(thinker):
             {**body, "allow": []},
         ],
     )
+    assert drama.status_code == 200, drama.text
     found = sorted(int(item["item_id"]) for item in drama.json()["items"])
     assert found == [item for item in range(1, 61, 6) if item not in (1, 7, 13)]
     assert nothing.json()["items"] == []
@@ -228,6 +233,15 @@ def test_a_checkpoint_that_was_not_taught_to_think_says_so(served_parts, tmp_pat
     assert answer.status_code == 400
     assert "was not taught to think: none of its stages (cpt)" in answer.json()["error"]["message"]
     assert "sft.tasks" in answer.json()["error"]["hint"]
+
+
+def test_a_card_names_the_tasks_of_every_stage_that_ran(thinker):
+    card = thinker.checkpoint.card
+    recipe = {**card.recipe, "align": {"continued": {"tasks": {"explain": {}}}, "grpo": None}, "cpt": None}
+    stages = [*card.lineage, LineageEntry(stage="continued", config_hash="c0ffee")]
+    assert card.tasks == {"think"}
+    assert card.model_copy(update={"recipe": recipe}).tasks == {"think"}
+    assert card.model_copy(update={"recipe": recipe, "lineage": tuple(stages)}).tasks == {"think", "explain"}
 
 
 def test_another_engine_says_that_it_does_not_think(thinker, monkeypatch):
