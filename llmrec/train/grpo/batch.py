@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmrec.train.grpo.config import GRPOStageConfig
 from llmrec.train.grpo.estimators import has_variance
-from llmrec.train.grpo.rollouts import Group, Row
+from llmrec.train.grpo.rollouts import Group, Row, Written
 from llmrec.train.monitor.record import drawn_items
 from llmrec.train.prefix_tree import TreeRow
 from llmrec.train.rewards.compose import RewardSet
@@ -49,7 +49,7 @@ class Batch:
         target: (prompts,) places of the targets; empty without an anchor.
         advantages: (rows,).
         weight: (rows,) of each item within its group.
-        mask: (rows, longest) int64, tokens of the groups' completions.
+        mask: (rows, longest) int64, tokens of the groups' completions that are learned from.
     """
 
     tree: list[TreeRow]
@@ -67,6 +67,8 @@ def pay(rewards: RewardSet, rows: Sequence[Row], groups: Sequence[Group]) -> lis
         name: [row[name] for row, size in zip(rows, sizes, strict=True) for _ in range(size)]
         for name in ("row_id", "target", "history", "continuation")
     }
+    if written := [group.written for group in groups if group.written]:
+        columns["beams"] = [list(beams) for each in written for beams in each.beams]
     columns["log_probability"] = np.concatenate([group.log_probabilities for group in groups]).tolist()
     ids = [completion.tolist() for group in groups for completion in group.completions]
     parts = rewards.parts(ids, **columns)
@@ -87,18 +89,21 @@ def make_batch(
     target: list[int] = []
     kept = [one for one in paid if one.kept]
     place = 0
+    masks: list[np.ndarray] = []
     for one in paid:
-        completions = list(one.group.completions) if one.kept else []
+        completions, text, learned = _to_score(one.group) if one.kept else ([], [], [])
+        masks += learned
         rollout += range(place, place + len(completions))
         if settings.anchor:
             target.append(place + len(completions))
             completions.append(sid_of[one.row["target"]])
+            text.append(0)
         if completions:
-            tree.append(TreeRow(one.row["prompt_ids"], completions, one.group.allowed))
+            tree.append(TreeRow(one.row["prompt_ids"], completions, one.group.allowed, text))
             place += len(completions)
+    longest = max(map(len, masks), default=0)
+    mask = np.array([np.pad(each, (0, longest - len(each))) for each in masks]).reshape(len(masks), longest)
     advantages = [one.group.weights.advantages(one.total, scale=settings.scale_rewards) for one in kept]
-    lengths = np.array([len(each) for one in kept for each in one.group.completions], dtype=np.int64)
-    mask = np.arange(lengths.max(initial=0))[None] < lengths[:, None]
     return Batch(
         tree=tree,
         rollout=torch.tensor(rollout, dtype=torch.long, device=device),
@@ -129,8 +134,28 @@ def record(paid: Sequence[Paid], rewards: RewardSet, percentile: np.ndarray) -> 
         "dropped": float(len(paid) - kept),
         "legal_rate": float(np.concatenate([one.group.legal for one in there]).mean()),
         **({"legal_mass": float(np.mean(masses))} if masses else {}),
+        **_written([one.group.written for one in paid if one.group.written]),
         **drawn_items([items for items, _ in named], [weights for _, weights in named], percentile),
     }
+
+
+def _written(groups: Sequence[Written]) -> dict[str, float]:
+    """How long thoughts are, and how many of them the policy ended itself."""
+    if not groups:
+        return {}
+    tokens = [mask[:text].sum() for each in groups for mask, text in zip(each.learned, each.text, strict=True)]
+    closed = np.concatenate([each.closed for each in groups])
+    return {"thought_tokens": float(np.mean(tokens)), "thoughts_closed": float(closed.mean())}
+
+
+def _to_score(group: Group) -> tuple[list[np.ndarray], list[int], list[np.ndarray]]:
+    """Completions up to the last token that is learned from, how many of their tokens are text, and which count."""
+    if group.written is None:
+        return list(group.completions), [0] * len(group.items), [np.ones(len(each), bool) for each in group.completions]
+    ends = [int(np.flatnonzero(learned)[-1]) + 1 for learned in group.written.learned]
+    completions = [each[:end] for each, end in zip(group.completions, ends, strict=True)]
+    text = np.minimum(group.written.text, ends).tolist()
+    return completions, text, [learned[:end] for learned, end in zip(group.written.learned, ends, strict=True)]
 
 
 def _filled(total: np.ndarray, group: Group) -> np.ndarray:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from llmrec.config import Config
 from llmrec.decode.result import Normalise
+from llmrec.recommendation import MAX_THOUGHT_TOKENS
 from llmrec.train.config import LoRASettings
 from llmrec.train.grpo.estimators import EstimatorName
 from llmrec.train.grpo.losses import LOSSES, LossName
@@ -17,17 +18,25 @@ from llmrec.train.rewards.compose import RewardsConfig
 class RolloutConfig(Config):
     """What a group is made of."""
 
-    kind: Literal["sample", "beam"] = "sample"
+    kind: Literal["sample", "beam", "thought"] = "sample"
     """"sample" draws items without replacement, with their probabilities: a policy gradient. "beam" takes the best
-    beams as hard negatives (MiniOneRec, ReRe): a contrast with what the policy ranks high, which estimates nothing."""
+    beams as hard negatives (MiniOneRec, ReRe): a contrast with what the policy ranks high, which estimates nothing.
+    "thought" draws thoughts and searches behind each of them: a policy gradient for the thoughts."""
     group_size: int = Field(default=16, ge=2)
-    """Items of a group; all distinct."""
+    """Items of a group, all distinct; of "thought" its thoughts, whose items may repeat."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of "sample", level by level, in the rollout and in the loss."""
+    """Of "sample", level by level, and of the tokens of "thought"; in the rollout and in the loss."""
     estimator: EstimatorName = "importance"
     """How the items of a sample count; see `llmrec.train.grpo.estimators`."""
     add_target: bool = False
     """Of "beam": the target takes the place of the last beam where no beam found it."""
+    max_thought_tokens: int = Field(default=MAX_THOUGHT_TOKENS, ge=1)
+    """Of "thought": drawn tokens of a thought at most; then it is closed."""
+    num_beams: int = Field(default=10, ge=1)
+    """Of "thought": width of the search behind each thought, and the items that ``best_beam`` sees."""
+    learn_item: bool = False
+    """Of "thought": whether the SID of the best beam is reinforced besides. It is no draw, so this is a contrast as
+    with "beam"; for rewards that judge this item (``hit``, ``prefix_depth``), not for ``best_beam``."""
     exclude_history: bool = True
     """Items of the history cannot be drawn, as in filtered evaluation. Prompts whose target is one are left out."""
 
@@ -36,11 +45,24 @@ class RolloutConfig(Config):
         if self.kind == "sample" and self.add_target:
             raise ValueError("add_target needs kind: beam: a target that was not drawn has no probability to be drawn; "
                              "with kind: sample the anchor teaches it")  # fmt: skip
+        if self.kind == "thought" and self.add_target:
+            raise ValueError("add_target needs kind: beam: nobody has thought of a target that was not found")
         if self.kind == "beam" and self.temperature != 1.0:
             raise ValueError("temperature belongs to kind: sample; beams are the best items whatever it is")
-        if self.kind == "beam" and self.estimator != "importance":
-            raise ValueError("estimator belongs to kind: sample; beams count equally")
+        if self.kind != "sample" and self.estimator != "importance":
+            raise ValueError("estimator belongs to kind: sample; beams and thoughts count equally")
+        fields = RolloutConfig.model_fields
+        of_thoughts = ("max_thought_tokens", "num_beams", "learn_item")
+        given = [name for name in of_thoughts if getattr(self, name) != fields[name].default]
+        if self.kind != "thought" and given:
+            raise ValueError(f"{' and '.join(given)}: only kind: thought reads this")
         return self
+
+    def learned_tokens(self, num_levels: int) -> int:
+        """Tokens of a completion that are learned from, at most."""
+        if self.kind != "thought":
+            return num_levels
+        return self.max_thought_tokens + (num_levels if self.learn_item else 0)
 
 
 class GRPOStageConfig(Config):
@@ -133,6 +155,9 @@ class GRPOStageConfig(Config):
             problems.append(f'loss {self.loss} bounds the probability of a token: use ratio "token"')
         if self.epsilon_high is not None and not LOSSES[self.loss].clipped:
             problems.append(f"loss {self.loss} does not clip: epsilon_high has no effect")
+        about_thoughts = sorted({"best_beam", "grounded", "path_consistency"} & set(self.rewards.parts))
+        if self.rollout.kind != "thought" and about_thoughts:
+            problems.append(f"{' and '.join(about_thoughts)} judge thoughts: set rollout.kind: thought")
         if problems:
             raise ValueError("; ".join(problems))
         return self

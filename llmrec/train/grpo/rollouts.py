@@ -3,8 +3,8 @@
 `SampledItems` draws without replacement (`llmrec.decode.sample`) and keeps the draws' probabilities, which the
 estimator needs. `BestBeams` takes the best beams: not draws, but hard negatives beside the target, as MiniOneRec and
 ReRe train (a contrast, no estimate of the gradient of the mean reward). Every item exists: completions are read off the
-trie, and a group is distinct. A group's completions may be longer than a SID: another class with `draw` can put a
-thought before it.
+trie, and a group is distinct. A third kind, whose completions begin with a thought and may name an item twice, is
+`llmrec.train.grpo.thought_rollouts`.
 
 What a prompt draws depends on the seed, the step's number and the prompt's, whatever else is in the batch: processes
 and resumed runs draw the same.
@@ -30,18 +30,36 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Written:
+    """What the completions of a group hold before their items.
+
+    Attributes:
+        text: (m,) tokens of each completion that stand before its SID.
+        learned: m bool arrays, the tokens of each completion that are learned from; at least one of each.
+        beams: m lists of item ids that were found behind the text, best first.
+        closed: (m,) bool, whether the policy ended the text itself.
+    """
+
+    text: np.ndarray
+    learned: tuple[np.ndarray, ...]
+    beams: tuple[tuple[str, ...], ...]
+    closed: np.ndarray
+
+
+@dataclass(frozen=True)
 class Group:
     """What one prompt was answered with.
 
     Attributes:
-        items: (m,) table rows, distinct.
+        items: (m,) table rows; distinct, but where `written` is there.
         completions: m arrays of token ids.
         weights: how the items count.
-        log_probabilities: (m,) under the policy that wrote them.
+        log_probabilities: (m,) of the items, under the policy that wrote them.
         allowed: what could be drawn.
         legal: (m,) bool, whether the completion names a living item.
         legal_mass: probability the policy leaves to what could be drawn, of its codes; None where it is not known.
         added: items at the end that the policy did not name.
+        written: of completions that begin with a text; None where they are SIDs alone.
     """
 
     items: np.ndarray
@@ -52,6 +70,7 @@ class Group:
     legal: np.ndarray
     legal_mass: float | None = None
     added: int = 0
+    written: Written | None = None
 
     @property
     def named(self) -> tuple[np.ndarray, np.ndarray]:
@@ -74,8 +93,8 @@ class Rollouts(Protocol):
         ...
 
 
-class _Searched:
-    """What both kinds share: prompts, filters and completions."""
+class Searched:
+    """What all kinds share: prompts, filters and completions."""
 
     def __init__(self, searcher: Searcher, table: SIDTable, config: RolloutConfig) -> None:
         self._searcher = searcher
@@ -108,7 +127,7 @@ class _Searched:
         return Group(items, tuple(self._sids[items]), weights, log_probabilities, allowed, self._living[items], **more)
 
 
-class SampledItems(_Searched):
+class SampledItems(Searched):
     """Distinct items without replacement, with their probabilities.
 
     Args:
@@ -141,7 +160,7 @@ class SampledItems(_Searched):
         return self._made(sample.items, weights, sample.log_probabilities, allowed, legal_mass=mass)
 
 
-class BestBeams(_Searched):
+class BestBeams(Searched):
     """The best beams, equally weighted, with the target where that is asked for.
 
     Args:

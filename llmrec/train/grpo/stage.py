@@ -33,7 +33,7 @@ from llmrec.train.config import Flow, StageConfig
 from llmrec.train.grpo.config import GRPOStageConfig
 from llmrec.train.grpo.losses import LOSSES
 from llmrec.train.grpo.prompts import Prompts, build_prompts
-from llmrec.train.grpo.rollouts import ROLLOUTS
+from llmrec.train.grpo.thought_rollouts import make_rollouts, require_thinker, thought_knowledge, watched
 from llmrec.train.grpo.trainer import ConstrainedGRPOTrainer
 from llmrec.train.log import TrainingLog
 from llmrec.train.monitor.alarms import Alarm
@@ -75,7 +75,8 @@ class GRPOResult:
 
 
 def prepare(start: Checkpoint, config: GRPOStageConfig, flow: Flow) -> Any:
-    """The model that learns. Raises InputError for a start without SFT, or settings that contradict it."""
+    """The model that learns. Raises InputError for a start that lacks SFT or thoughts, or settings against it."""
+    require_thinker(start, config.rollout)
     shared = {name: getattr(config, name) for name in ("method", "lora", "train_sid_rows", "seed")}
     return prepare_start("grpo", start, StageConfig(**shared), flow)
 
@@ -128,7 +129,9 @@ def run_grpo(
         processes.from_main(partial(shutil.rmtree, work, ignore_errors=True))
     reference = StartWeights(model)  # before a state is loaded into the model
     # "level" tells what "legal" cannot: the probability that the policy leaves to legal items.
-    drawing = config.normalise if config.rollout.kind == "beam" or config.normalise != "legal" else "level"
+    drawing = config.normalise if config.rollout.kind != "sample" or config.normalise != "legal" else "level"
+    if config.rollout.kind == "thought":
+        drawing = normalise  # thoughts are paid for what would be served
     searcher = Searcher(model, trie, table.token_ids, normalise=drawing)
     training_log = TrainingLog(log, name)
     watch = MonitorCallback(
@@ -136,7 +139,7 @@ def run_grpo(
         tokens=sum(len(row) for row in rows["prompt_ids"]) * config.num_iterations,
         console=console,
         held_out=HeldOut.of_split(
-            searcher.over(trie, normalise=normalise),
+            watched(config.rollout, searcher.over(trie, normalise=normalise), renderer, tokenizer),
             renderer,
             split,
             users=config.valid_users,
@@ -148,7 +151,9 @@ def run_grpo(
         work=work,
         evaluate_steps=config.evaluate_steps,
     )
-    rewards = make_rewards(config.rewards, build_context(config.rewards, table, split, text_vectors=text_vectors))
+    knowledge = thought_knowledge(config.rollout, renderer, dataset.catalog)
+    context = build_context(config.rewards, table, split, text_vectors=text_vectors, **knowledge)
+    rewards = make_rewards(config.rewards, context)
     sids = table.sid_token_ids()
     trainer = ConstrainedGRPOTrainer(
         model=model,
@@ -158,7 +163,7 @@ def run_grpo(
         processing_class=tokenizer,
         callbacks=[watch, *callbacks],
         settings=config,
-        rollouts=ROLLOUTS[config.rollout.kind](searcher, table, config.rollout),
+        rollouts=make_rollouts(config.rollout, searcher, renderer, tokenizer),
         rewards=rewards,
         policy=TreeForward(
             model, normalise=config.normalise, table=table, trie=trie, temperature=config.rollout.temperature
@@ -214,7 +219,7 @@ def grpo_arguments(config: GRPOStageConfig, steps: int, work: Path, *, save_step
         num_generations=config.rollout.group_size,
         gradient_accumulation_steps=config.gradient_accumulation,
         num_iterations=config.num_iterations,
-        max_completion_length=num_levels,
+        max_completion_length=config.rollout.learned_tokens(num_levels),
         shuffle_dataset=False,  # all epochs are laid out, each in an order of its own
         max_steps=steps,
         loss_type=form.trl,
@@ -259,6 +264,8 @@ def _describe(name: str, config: GRPOStageConfig, prompts: Prompts, steps: int) 
     kind = {
         "sample": f"{rollout.group_size} items drawn without replacement, {rollout.estimator} weights",
         "beam": f"{rollout.group_size} beams as hard negatives{', the target added' if rollout.add_target else ''}",
+        "thought": f"{rollout.group_size} thoughts of up to {rollout.max_thought_tokens} tokens, "
+        f"{rollout.num_beams} beams behind each",
     }[rollout.kind]
     lines = [
         f"{name:>4}  {steps:,} steps over {len(prompts.prompts):,} prompts: {kind}; loss {config.loss}, "

@@ -12,6 +12,7 @@
 | ``entropy``, ``kl`` | nats a token, of the groups that were trained on |
 | ``clip_share`` | tokens whose ratio to the rollout's policy leaves the clipping range |
 | ``anchor`` | negative log-likelihood of the target, nats a token |
+| ``thought_tokens``, ``thoughts_closed`` | drawn tokens of a thought; share of thoughts that the policy ended itself |
 | ``held_out``, ``held_out_se``, ``held_out_change_se`` | the metric on valid users, every N steps |
 """
 

@@ -27,6 +27,7 @@ from llmrec.train.progress import LogCallback
 FIELDS = (
     "loss", "grad_norm", "learning_rate", "reward", "zero_variance", "groups", "dropped", "distinct_items",
     "effective_items", "popularity", "legal_rate", "legal_mass", "entropy", "kl", "clip_share", "anchor",
+    "thought_tokens", "thoughts_closed",
 )  # fmt: skip
 """What a row takes from the trainer's logs, besides the parts of the reward (``reward/NAME``)."""
 
