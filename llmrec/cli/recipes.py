@@ -71,6 +71,7 @@ def _check(path: Path, overrides: Sequence[str]) -> str:
     from llmrec.align.config import METHODS, AlignConfig
     from llmrec.cli.sid_fit import load_sid_recipe
     from llmrec.config import load_config, read_yaml
+    from llmrec.errors import InputError
     from llmrec.pipeline import load_recipe
     from llmrec.sid_vocab.build import SIDConfig
     from llmrec.train.preference.config import PreferConfig
@@ -83,6 +84,14 @@ def _check(path: Path, overrides: Sequence[str]) -> str:
     if keys & set(METHODS):
         load_config(AlignConfig, path, ["checkpoint=runs/NAME", *overrides])
         return "an alignment, for `llmrec align`"
+    if "distributed_type" in keys:
+        from accelerate.commands.config.config_args import load_config_from_file
+
+        try:
+            load_config_from_file(str(path))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        return "settings of processes and devices, for `accelerate launch`"
     if keys and keys <= SIDConfig.model_fields.keys():
         load_sid_recipe(str(path), ["data.path=data", *overrides])
         return "SIDs, for `llmrec sid fit` or below `sid:` of a pipeline"
