@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from tests.train.conftest import World, make_world
 from tests.train.grpo_world import grpo, settings
 from tests.train.test_preference import make_rows
 from tests.train.test_preference import run as prefer
+from tests.train.train_and_stop import KillAt
 
 TOGETHER = 2
 ACCUMULATION = TOGETHER // processes.count()
@@ -61,12 +62,13 @@ def by_sgd(arguments: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
-def sft(world: World, folder: Path) -> dict[str, Any]:
-    config = build_config(StageConfig, {**SHARED, "epochs": 0.5, "batch_tokens": 96, "evaluations": 2}, source="test")
+def sft(world: World, folder: Path, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+    values = {**SHARED, "epochs": 0.5, "batch_tokens": 96, "evaluations": 2, "save_steps": 1}
+    config = build_config(StageConfig, values, source="test")
     model = cpt.prepare(world.model, world.table, config, "extended_base")
     done = stage.run_stage(
         "cpt", config, model=model, tokenizer=world.tokenizer, renderer=world.renderer, dataset=world.dataset,
-        window=20, work=folder / "work", log=folder / "log.jsonl",
+        window=20, work=folder / "work", log=folder / "log.jsonl", callbacks=callbacks,
     )  # fmt: skip
     return {"steps": done.steps, "valid": [loss for _, loss in done.valid_losses], "logged": logged(folder, "sid_loss")}
 
@@ -99,6 +101,12 @@ def stopped(world: World, folder: Path) -> dict[str, Any]:
     return {"steps": done.steps, "stopped_by": done.stopped_by and done.stopped_by.name}
 
 
+def killed(world: World, folder: Path) -> dict[str, Any]:
+    """SFT whose main process dies after the second step, once."""
+    first = processes.from_main(lambda: not (folder / "work").exists())
+    return sft(world, folder, [KillAt(2)] if first and processes.is_main() else [])
+
+
 def trained_in_full(world: World) -> World:
     world.model.requires_grad_(True)
     return world
@@ -127,7 +135,7 @@ def main(kind: str, folder: Path) -> None:
     data = processes.from_main(lambda: write_tiny_folder(folder / "data"))
     world = make_world(read_data(DataConfig(path=str(data), attributes=["genres"])))
     before = {name: weight.detach().clone() for name, weight in world.model.named_parameters()}
-    told = {**KINDS, "stopped": stopped}[kind](world, folder)
+    told = {**KINDS, "stopped": stopped, "killed": killed}[kind](world, folder)
     moved = {name: weight.detach() - before[name] for name, weight in world.model.named_parameters()}
     if processes.is_main():
         save_file(moved, str(folder / "moved.safetensors"))

@@ -79,7 +79,7 @@ def main(rows: str) -> None:
         "whole": all(type(weight) is nn.Parameter for weight in model.parameters()),
     }
     if processes.is_main():
-        print(json.dumps(told))
+        sys.stdout.write(json.dumps(told))
 
 
 if __name__ == "__main__":

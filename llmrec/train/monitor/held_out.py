@@ -90,6 +90,8 @@ class HeldOut:
         return values
 
     def _measure(self, users: slice) -> np.ndarray:
+        if not len(self.targets[users]):  # more processes than users
+            return np.zeros(0)
         found = self.searcher.beam(
             self.prompts[users], num_beams=self.num_beams, top_k=_CUTOFF, excluded=list(self.excluded[users])
         )
