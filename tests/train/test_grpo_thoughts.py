@@ -260,7 +260,7 @@ def test_thoughts_learn_what_is_paid_and_the_run_is_watched_as_it_thinks(
         ({"rewards": BEST_BEAM}, "judge thoughts: set rollout.kind: thought"),
         ({"rollout": {"max_thought_tokens": 9, "learn_item": True}}, "max_thought_tokens and learn_item: only kind"),
         ({"rollout": {"kind": "thought", "add_target": True}}, "add_target needs kind: beam"),
-        ({"rollout": {"kind": "thought", "estimator": "unordered_set"}}, "thoughts count equally"),
+        ({"rollout": {"kind": "thought", "estimator": "unordered_set"}}, "thoughts and beams count equally"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(values: Any, told: str) -> None:

@@ -48,9 +48,9 @@ class RolloutConfig(Config):
         if self.kind == "thought" and self.add_target:
             raise ValueError("add_target needs kind: beam: nobody has thought of a target that was not found")
         if self.kind == "beam" and self.temperature != 1.0:
-            raise ValueError("temperature belongs to kind: sample; beams are the best items whatever it is")
+            raise ValueError("temperature belongs to kind: sample and thought; beams are the best items whatever it is")
         if self.kind != "sample" and self.estimator != "importance":
-            raise ValueError("estimator belongs to kind: sample; beams and thoughts count equally")
+            raise ValueError("estimator belongs to kind: sample; thoughts and beams count equally")
         fields = RolloutConfig.model_fields
         of_thoughts = ("max_thought_tokens", "num_beams", "learn_item")
         given = [name for name in of_thoughts if getattr(self, name) != fields[name].default]
