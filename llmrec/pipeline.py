@@ -123,6 +123,8 @@ class _Run:
         self._stage("sid", sid_parts(self.config, self.dataset), [self.folder / "sid"], self._make_sids)
         for name in self.config.stages:
             self._stage(name, self._train_parts(name), [self.folder / name], self._train, together=True)
+        if processes.is_main():
+            self._serve_as_asked()
         with suppress(OSError):  # states of a recipe with other stages may be in there
             (self.folder / "work").rmdir()
         told = self.folder / "eval" / "explanations.json"
@@ -147,14 +149,41 @@ class _Run:
             own |= {"base": config.base.model_dump(mode="json"), "init": config.init, "seed": config.seed}
             own |= config.model_dump(include={"pad_to_multiple", "spare_rows_only"}, exclude_defaults=True)
             own["base_files"] = _stamps(Path(config.base.model or "").expanduser()) if config.base.model else {}
-        if self.folder / name == self.final:  # only this checkpoint is asked
-            own["serving"] = {**config.serving.model_dump(mode="json"), "normalise": config.normalise}
         return {**before, **own}
 
     def _eval_parts(self) -> dict[str, Any]:
         evaluation = self.config.eval.model_dump(mode="json")
         trained = self._train_parts(next(reversed(self.config.stages)))
-        return {**trained, "eval": evaluation, "untrained": self.config.untrained, "eval_version": EVAL_VERSION}
+        return {
+            **trained,
+            "serving": self._serving.model_dump(mode="json"),
+            "eval": evaluation,
+            "untrained": self.config.untrained,
+            "eval_version": EVAL_VERSION,
+        }
+
+    @property
+    def _serving(self) -> ServingCard:
+        """How the last checkpoint is asked. It decides no weight, so it trains nothing anew."""
+        from llmrec.checkpoint_card import ServingCard
+
+        config = self.config
+        return ServingCard(
+            window=config.serving.window,
+            window_step=config.serving.window_step,
+            max_length=config.max_length,
+            normalise=config.normalise,
+            num_beams=config.serving.num_beams,
+        )
+
+    def _serve_as_asked(self) -> None:
+        """Write into the last checkpoint's card how it is served, where the recipe has changed in that alone."""
+        from llmrec.checkpoint_card import Card
+
+        card = Card.read(self.final)
+        if card.serving != self._serving:
+            recipe = self.config.model_dump(mode="json")
+            card.model_copy(update={"serving": self._serving, "recipe": recipe}).write(self.final)
 
     def _stage(
         self, name: str, parts: dict[str, Any], outputs: list[Path], work: Any, *, together: bool = False
@@ -236,13 +265,7 @@ class _Run:
                 loo_sha256=self.dataset.split.loo_sha256,
                 fingerprint=self.dataset.fingerprint,
             ),
-            serving=ServingCard(
-                window=config.serving.window,
-                window_step=config.serving.window_step,
-                max_length=config.max_length,
-                normalise=config.normalise,
-                num_beams=config.serving.num_beams,
-            ),
+            serving=self._serving,
             overwrite=True,
         )  # fmt: skip
         shutil.rmtree(work)

@@ -164,14 +164,24 @@ def test_a_changed_setting_of_sft_runs_sft_and_evaluation_and_says_why(copied):
     assert "eval  changed: eval.exact_users: 2 -> 0; sft.learning_rate: 0.0003 -> 0.001\n" in shown
 
 
-def test_how_the_checkpoint_is_asked_does_not_train_cpt_anew(copied):
+def test_how_the_checkpoint_is_asked_trains_nothing_anew(copied):
     recipe, folder = copied
     _, shown = run(recipe, folder, "serving.num_beams=30")
     assert {name: stage["ran"] for name, stage in stages_of(folder).items()} == {
-        "sid": False, "cpt": False, "sft": True, "eval": True,
+        "sid": False, "cpt": False, "sft": False, "eval": True,
     }  # fmt: skip
-    assert "sft  changed: serving.num_beams: 20 -> 30\n" in shown
-    assert Checkpoint.load(folder / "sft").card.serving.num_beams == 30
+    assert "eval  changed: serving.num_beams: 20 -> 30\n" in shown
+    found = Checkpoint.load(folder / "sft").card
+    assert found.serving.num_beams == found.recipe["serving"]["num_beams"] == 30
+
+
+def test_a_stage_behind_the_last_one_comes_and_goes_without_training_those_before_it(copied):
+    recipe, folder = copied
+    run(recipe, folder, "sft=null")
+    assert {name: stage["ran"] for name, stage in stages_of(folder).items()} == {
+        "sid": False, "cpt": False, "eval": True,
+    }  # fmt: skip
+    assert Checkpoint.load(folder / "cpt").card.serving.num_beams == 20
 
 
 def test_a_deleted_output_is_made_again_and_what_equals_it_is_kept(copied, one_thread):

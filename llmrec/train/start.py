@@ -21,12 +21,7 @@ def has_learnt(card: Card) -> bool:
 
     A model from scratch often has its whole training in ``cpt``. Aligning a model without either would reward noise.
     """
-
-    def taught(stage: str) -> bool:
-        settings = card.recipe.get(stage)
-        return isinstance(settings, dict) and SERVED_TASK in (settings.get("tasks") or {})
-
-    return any(entry.stage == "sft" or taught(entry.stage) for entry in card.lineage)
+    return any(entry.stage == "sft" for entry in card.lineage) or SERVED_TASK in card.tasks
 
 
 def prepare_start(name: str, start: Checkpoint, config: StageConfig, flow: Flow) -> Any:
