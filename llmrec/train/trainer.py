@@ -22,10 +22,11 @@ from llmrec.quantized import is_packed
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.train.config import StageConfig
 from llmrec.train.loss import TargetHead, TargetLoss
+from llmrec.train.mixed_precision import MixedPrecision
 from llmrec.train.wrapped_forward import within_forward
 
 
-class RecommenderTrainer(SFTTrainer):  # type: ignore[misc]  # trl is untyped
+class RecommenderTrainer(MixedPrecision, SFTTrainer):  # type: ignore[misc]  # trl is untyped
     """Trains one stage; see the module's docstring. `table` holds the SIDs, `stage` the settings."""
 
     optimizer: Any

@@ -247,3 +247,18 @@ def test_what_learns_on_a_packed_base_stays_in_float32(world: World, tmp_path: P
         data_collator=Recorder(0),
     )
     assert {weight.dtype for weight in theirs.model.parameters() if weight.requires_grad} == {torch.bfloat16}
+
+
+def test_the_loss_is_computed_in_the_precision_that_accelerate_is_set_to(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, batches = make_batches(world)
+    trained, _ = make_trainer(world, config, batches.dataset, tmp_path)
+    monkeypatch.setattr(trained.accelerator, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    seen: set[torch.dtype] = set()
+    layer = next(module for module in trained.model.modules() if isinstance(module, torch.nn.Linear))
+    layer.register_forward_hook(lambda module, given, out: seen.add(out.dtype))
+    trained.args.max_steps = 1
+    trained.train()
+    assert seen == {torch.bfloat16}
+    assert {weight.dtype for weight in trained.model.parameters()} == {torch.float32}

@@ -32,6 +32,7 @@ from llmrec.train.grpo.even_batches import evened, filled_up
 from llmrec.train.grpo.losses import LOSSES, denominator
 from llmrec.train.grpo.rollouts import Rollouts, Row
 from llmrec.train.grpo.trl_trainer import GRPOTrainer
+from llmrec.train.mixed_precision import MixedPrecision
 from llmrec.train.rewards.compose import RewardSet
 from llmrec.train.trainer import row_parameters
 from llmrec.train.tree_forward import TreeForward
@@ -46,7 +47,7 @@ class Reference(Protocol):
         ...
 
 
-class ConstrainedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # trl is untyped
+class ConstrainedGRPOTrainer(MixedPrecision, GRPOTrainer):  # type: ignore[misc]  # trl is untyped
     """See the module's docstring.
 
     Args:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from llmrec import processes
+from llmrec.train.mixed_precision import as_a_trainer_computes
 from llmrec.train.preference.rows import PreferenceBatches
 from llmrec.train.tree_forward import TreeForward
 
@@ -48,13 +49,14 @@ def score_rows(
     order = np.argsort([len(row.tree.prompt) for row in batches.rows], kind="stable").tolist()
     parts = [order[start : start + batch_rows] for start in range(0, len(order), batch_rows)]
     found: dict[int, np.ndarray] = {}
+    precision = as_a_trainer_computes(model)
     was_training = model.training
     model.eval()
     try:
         for number, members in enumerate(parts):
             if number % processes.count() != processes.index():
                 continue
-            with torch.no_grad():
+            with torch.no_grad(), precision:
                 scores = forward([batches.rows[row].tree for row in members])
             for place, row in enumerate(members):
                 found[row] = scores.sums[scores.row == place].cpu().numpy()
