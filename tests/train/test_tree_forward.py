@@ -228,3 +228,17 @@ def test_refuses_what_it_cannot_score() -> None:
         world.model.get_input_embeddings().weight[7] = torch.nan
     with pytest.raises(LLMRecError, match="NaN"):
         forward([TreeRow([3, 7], [[4]])])
+
+
+@pytest.mark.parametrize(("family", "tied"), FAMILIES)
+def test_mixed_precision_stays_near_and_gives_gradients(family: Any, tied: bool) -> None:
+    world = softened(search_world(family, tied=tied))
+    forward = TreeForward(world.model, normalise="level", table=sid_table(world))
+    exact = forward(make_rows(world)).sums
+    with torch.autocast("cpu", torch.bfloat16):
+        near = forward(make_rows(world)).sums
+    assert not torch.equal(near, exact)
+    torch.testing.assert_close(near.float(), exact, rtol=0.05, atol=0.2)
+    found = gradients(world.model, near.sum())
+    assert found
+    assert all(each.isfinite().all() and each.dtype == torch.float32 for each in found.values())
