@@ -32,6 +32,7 @@ _TEXT_ALONE = (
     "the codebooks were fitted with behaviour joined to the text; new items have none and gather under few codes "
     "(fusion align, or a lower behaviour_weight, serves new items better)"
 )
+_GUESSED = "new items have no behaviour: their codes on the behaviour levels are what their text predicts"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def assign_version(
         found, more = _drift(source, catalog, quantizer, made)
         notes = (*notes, *more)
         if config.fusion == "concat" and config.needs_behaviour:
-            notes = (*notes, _TEXT_ALONE)
+            notes = (*notes, _GUESSED if source.sid.quantizer.name == "per-source" else _TEXT_ALONE)
     share = source.sid.collisions.strategy == "share"
     assigned = next_version(source.table, quantizer, ids, rows, retire=gone, share=share)
     result = NewVersion(source.version + 1, assigned, found, notes)
