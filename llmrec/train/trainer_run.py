@@ -25,6 +25,7 @@ def state_to_resume(name: str, model: Any, work: Path, *, steps: int, save_steps
     """
     state = processes.from_main(lambda: last_state(work))
     require_room(name, model, work, -(-steps // save_steps))
+    processes.wait()  # the main one may clear the folder next, in which another still looks
     return state
 
 
