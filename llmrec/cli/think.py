@@ -28,6 +28,7 @@ def data(
     output: Annotated[Path, typer.Option(help="File of thoughts, JSON lines.")] = Path("runs/think/think.jsonl"),
 ) -> None:
     """Make thoughts about train events, with the SIDs and templates of a checkpoint; every statement is checked."""
+    from llmrec.align.start import data_of
     from llmrec.checkpoint import Checkpoint
     from llmrec.config import apply_overrides, build_config
     from llmrec.errors import InputError
@@ -40,7 +41,7 @@ def data(
     if output.exists():
         raise InputError(f"{output} exists already and is not overwritten", hint="remove it, or give --output")
     opened = Checkpoint.load(checkpoint)
-    dataset = _dataset(opened.card)
+    dataset = data_of(opened.card, None)
     made = make_thoughts(dataset, opened.table, config)
     checked = check_thoughts(made.rows, opened.renderer, dataset, config)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +66,7 @@ def gate(
     """Think and no-think on the same users with the same candidates: which to serve, and what each costs."""
     from rich.console import Console
 
+    from llmrec.align.start import data_of
     from llmrec.checkpoint_card import Card
     from llmrec.cli.loading import load_recommender
     from llmrec.config import apply_overrides, build_config
@@ -72,7 +74,7 @@ def gate(
     from llmrec.eval.think_gate import ThinkGateConfig, think_gate
 
     config = build_config(ThinkGateConfig, apply_overrides({}, overrides or []), source="llmrec think gate")
-    dataset = _dataset(Card.read(checkpoint))
+    dataset = data_of(Card.read(checkpoint), None)
     recommender = load_recommender(checkpoint)
     with shown(Console(stderr=True)) as progress:
         result = think_gate(recommender, dataset, config, progress)
@@ -85,25 +87,6 @@ def gate(
     console.print(_table(result.summary))
     console.print(f"[bold]serve {result.summary['serve']}[/bold]: {result.summary['reason']}", highlight=False)
     console.print(f"figures  {path}", highlight=False, soft_wrap=True)
-
-
-def _dataset(card: Any) -> Any:
-    """The data of the checkpoint's recipe; refused where its split is another one than it was trained on."""
-    from llmrec.config import build_config
-    from llmrec.data.config import DataConfig
-    from llmrec.data.dataset import read_data
-    from llmrec.errors import InputError, MismatchError
-
-    if not isinstance(card.recipe.get("data"), dict):
-        raise InputError("The checkpoint's recipe names no data.", hint="train it with llmrec run")
-    dataset = read_data(build_config(DataConfig, card.recipe["data"], source="the checkpoint's recipe, data"))
-    if card.data.loo_sha256 != dataset.split.loo_sha256:
-        raise MismatchError(
-            f"The checkpoint was trained on {card.data.name} with check value {card.data.loo_sha256}, the data is "
-            f"{dataset.name} with {dataset.split.loo_sha256}: it may have learnt targets of this data.",
-            hint="restore the data that it was trained on",
-        )
-    return dataset
 
 
 def _table(summary: dict[str, Any]) -> Table:
