@@ -27,9 +27,10 @@ from llmrec import recipes
 from llmrec.costs import architecture
 from llmrec.errors import InputError
 from llmrec.machine import Machine, this_machine
-from llmrec.pipeline import extended_base, quiet_libraries
 from llmrec.pipeline_config import PipelineConfig
+from llmrec.pipeline_parts import extended_base
 from llmrec.sid_vocab.rows import INITS, Init
+from llmrec.stages import quiet_libraries
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -20,7 +20,6 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,10 +30,10 @@ from typing import TYPE_CHECKING, Any
 from llmrec import processes, recipes
 from llmrec.checkpoint_card import BaseCard, DataCard, LineageEntry, ServingCard
 from llmrec.config import dump_yaml
-from llmrec.data.assets import sha256_file
 from llmrec.pipeline_config import PipelineConfig, load_recipe
+from llmrec.pipeline_parts import EVAL_VERSION, TRAIN_VERSION, extended_base, file_stamps, sid_parts
 from llmrec.sid_vocab import build
-from llmrec.stages import StageCache
+from llmrec.stages import StageCache, quiet_libraries, remove_others
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,23 +44,14 @@ if TYPE_CHECKING:
     from llmrec.prompts.templates import TemplateSet
     from llmrec.recommender import Recommender
     from llmrec.sid_vocab.extend import Extension
-    from llmrec.sid_vocab.rows import Init
-    from llmrec.sid_vocab.table import SIDTable
 
 __all__ = [
     "PipelineConfig",
     "RunResult",
-    "extended_base",
     "load_recipe",
-    "quiet_libraries",
-    "remove_others",
     "run_folder",
     "run_pipeline",
-    "sid_parts",
 ]
-
-TRAIN_VERSION = 1  # raise it when the same settings train another model, so that cached stages run anew
-EVAL_VERSION = 1  # likewise for evaluations
 
 
 @dataclass(frozen=True)
@@ -148,7 +138,7 @@ class _Run:
         if name == "cpt":
             own |= {"base": config.base.model_dump(mode="json"), "init": config.init, "seed": config.seed}
             own |= config.model_dump(include={"pad_to_multiple", "spare_rows_only"}, exclude_defaults=True)
-            own["base_files"] = _stamps(Path(config.base.model or "").expanduser()) if config.base.model else {}
+            own["base_files"] = file_stamps(Path(config.base.model or "").expanduser()) if config.base.model else {}
         return {**before, **own}
 
     def _eval_parts(self) -> dict[str, Any]:
@@ -369,65 +359,6 @@ class _Run:
         return self.folder / "logs" / f"{name}.jsonl"
 
 
-def remove_others(work: Path, pattern: str) -> None:
-    """Remove what lies beside `work` by `pattern`: states of settings that are gone."""
-    for other in work.parent.glob(pattern):
-        if other != work:
-            shutil.rmtree(other)
-
-
 def run_folder(config: PipelineConfig, root: Path) -> Path:
     """Where a run of `config` belongs below `root`."""
     return root / config.name
-
-
-def extended_base(
-    config: PipelineConfig, dataset: Dataset, table: SIDTable, init: Init | None = None
-) -> tuple[Any, Extension]:
-    """The recipe's base with untrained rows for the tokens of `table`; `init` replaces the recipe's."""
-    from llmrec.sid_vocab.extend import extend_vocabulary
-    from llmrec.train.base import make_base
-
-    catalog = dataset.catalog
-    model, tokenizer = make_base(config.base, catalog.texts(), config.seed)
-    extension = extend_vocabulary(
-        model,
-        tokenizer,
-        table,
-        init=init or config.init,
-        item_texts={item_id: catalog.title(item_id) for item_id in catalog.item_ids},
-        seed=config.seed,
-        pad_to_multiple=config.pad_to_multiple,
-        grow=not config.spare_rows_only,
-    )
-    return model, extension
-
-
-def sid_parts(config: PipelineConfig, dataset: Dataset) -> dict[str, Any]:
-    """What the SIDs of a run depend on; a run whose stage ``sid`` was made of these has the SIDs of `config`."""
-    sid = config.sid
-    own_files = {sid.index.path} if sid.index else {sid.embeddings.path, sid.embeddings.ids}
-    return {
-        "sid": sid.model_dump(mode="json"),
-        "sid_files": {name: sha256_file(Path(name).expanduser()) for name in sorted(filter(None, own_files))},
-        "data": dataset.fingerprint,
-        "version": build.VERSION,
-    }
-
-
-def quiet_libraries() -> None:
-    """Progress bars and notes of libraries off: the stages tell their own progress."""
-    from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging
-
-    disable_progress_bar()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    # PEFT sees a vocabulary that has grown, and says so at each state. What is handed on is saved by `Checkpoint`.
-    warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
-
-
-def _stamps(folder: Path) -> dict[str, str]:
-    """Size and time of a local base's files: hashing gigabytes at each start would take longer than it saves."""
-    stats = {path.name: path.stat() for path in sorted(folder.glob("*")) if path.is_file()}
-    return {name: f"{stat.st_size} bytes, time {stat.st_mtime_ns}" for name, stat in stats.items()}

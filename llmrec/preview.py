@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from llmrec import recipes
 from llmrec.errors import InputError
-from llmrec.pipeline import run_folder, sid_parts
+from llmrec.pipeline import run_folder
 from llmrec.pipeline_config import PipelineConfig
+from llmrec.pipeline_parts import sid_parts
 from llmrec.stages import is_done
 from llmrec.train.sample import StageSample, sample_stage
 

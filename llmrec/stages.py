@@ -13,8 +13,10 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -163,6 +165,25 @@ def is_done(folder: Path, name: str, parts: Mapping[str, Any]) -> bool:
     """Whether the stage `name` of the run in `folder` has finished with these `parts`; see `StageCache.run`."""
     record = folder / "stages" / f"{name}.json"
     return record.exists() and json.loads(record.read_text(encoding="utf-8"))["key"] == _flat_and_key(parts)[1]
+
+
+def remove_others(work: Path, pattern: str) -> None:
+    """Remove what lies beside `work` by `pattern`: states of settings that are gone."""
+    for other in work.parent.glob(pattern):
+        if other != work:
+            shutil.rmtree(other)
+
+
+def quiet_libraries() -> None:
+    """Progress bars and notes of libraries off: the stages tell their own progress."""
+    from datasets.utils.logging import disable_progress_bar
+    from transformers.utils import logging
+
+    disable_progress_bar()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    # PEFT sees a vocabulary that has grown, and says so at each state. What is handed on is saved by `Checkpoint`.
+    warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
 
 
 def _fingerprint(outputs: list[Path]) -> str:

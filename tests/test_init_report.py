@@ -13,7 +13,8 @@ from llmrec import cli
 from llmrec.data.dataset import read_data
 from llmrec.errors import InputError
 from llmrec.init_report import InitTrial, choose, init_report
-from llmrec.pipeline import extended_base, load_recipe
+from llmrec.pipeline import load_recipe
+from llmrec.pipeline_parts import extended_base
 from llmrec.sid_vocab.build import build_table_of
 from llmrec.sid_vocab.rows import INITS
 from llmrec.sid_vocab.table import SIDTable

@@ -17,7 +17,8 @@ from llmrec.errors import ConfigError, InputError
 from llmrec.eval.config import EvalConfig
 from llmrec.eval.evaluate import evaluate
 from llmrec.eval.generate import Generator
-from llmrec.pipeline import load_recipe, sid_parts
+from llmrec.pipeline import load_recipe
+from llmrec.pipeline_parts import sid_parts
 from llmrec.recommender import Recommender
 from llmrec.testing.checkpoints import tiny_base
 from llmrec.train.base import make_base

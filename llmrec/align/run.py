@@ -33,8 +33,8 @@ from llmrec.align.start import CHECKPOINT, data_of, fitted, flow_of, last_checkp
 from llmrec.config import dump_yaml
 from llmrec.data.assets import sha256_file
 from llmrec.errors import InputError
-from llmrec.pipeline import EVAL_VERSION, TRAIN_VERSION, quiet_libraries, remove_others
-from llmrec.stages import StageCache, StageRun
+from llmrec.pipeline_parts import EVAL_VERSION, TRAIN_VERSION
+from llmrec.stages import StageCache, StageRun, quiet_libraries, remove_others
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmrec import processes
+from llmrec.cli.running import running
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,14 +38,8 @@ def align(
     console = Console(soft_wrap=True, quiet=not processes.is_main())
     config = load_align_recipe(recipe, overrides or [])
     folder = runs / config.name
-    console.print(f"[bold]{config.name}[/bold] in {folder}", highlight=False)
-    try:
+    with running(config.name, folder, console):
         result = run_align(config, folder, console)
-    except KeyboardInterrupt:
-        console.print(
-            f"Stopped. What is finished stays in {folder}; the same command goes on from there.", highlight=False
-        )
-        raise
     _print_result(result, console)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmrec import processes
+from llmrec.cli.running import running
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,14 +41,8 @@ def run(
         _print_plan(config, runs, console)
         return
     folder = run_folder(config, runs)
-    console.print(f"[bold]{config.name}[/bold] in {folder}", highlight=False)
-    try:
+    with running(config.name, folder, console):
         result = run_pipeline(config, folder, console)
-    except KeyboardInterrupt:
-        console.print(
-            f"Stopped. What is finished stays in {folder}; the same command goes on from there.", highlight=False
-        )
-        raise
     _print_result(config, result, console)
 
 

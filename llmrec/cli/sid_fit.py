@@ -58,7 +58,7 @@ def fit_sids(config: PipelineConfig | SIDRecipe, runs: Path, console: Console, d
 
     from llmrec.data.dataset import read_data
     from llmrec.folders import written_beside
-    from llmrec.pipeline import sid_parts
+    from llmrec.pipeline_parts import sid_parts
     from llmrec.sid_vocab.build import build_table_of
     from llmrec.stages import StageCache
 

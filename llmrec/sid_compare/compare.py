@@ -26,7 +26,7 @@ from llmrec.data.dataset import Dataset, read_data
 from llmrec.errors import DataError, InputError
 from llmrec.eval.result import EvalResult
 from llmrec.eval.table import decimal
-from llmrec.pipeline import EVAL_VERSION
+from llmrec.pipeline_parts import EVAL_VERSION
 from llmrec.sid_compare.config import Arm, ProxyConfig
 from llmrec.sid_compare.estimate import tell_estimate
 from llmrec.sid_compare.fits import Fit, fit_arm

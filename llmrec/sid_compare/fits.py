@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 from rich.console import Console
 
-from llmrec.pipeline import quiet_libraries, sid_parts
+from llmrec.pipeline_parts import sid_parts
 from llmrec.sid_compare.config import Arm, content_key
 from llmrec.sid_vocab.table import SIDTable
-from llmrec.stages import StageCache
+from llmrec.stages import StageCache, quiet_libraries
 
 if TYPE_CHECKING:
     from llmrec.data.dataset import Dataset

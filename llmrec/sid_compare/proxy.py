@@ -22,9 +22,9 @@ from rich.console import Console
 from llmrec import recipes
 from llmrec.errors import InputError
 from llmrec.eval.result import EvalResult
-from llmrec.pipeline import EVAL_VERSION, TRAIN_VERSION, quiet_libraries
+from llmrec.pipeline_parts import EVAL_VERSION, TRAIN_VERSION
 from llmrec.sid_compare.config import ProxyConfig, content_key
-from llmrec.stages import StageCache, is_done
+from llmrec.stages import StageCache, is_done, quiet_libraries
 
 if TYPE_CHECKING:
     from llmrec.data.dataset import Dataset

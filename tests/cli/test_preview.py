@@ -12,8 +12,8 @@ from rich.text import Text
 from llmrec import cli
 from llmrec.cli.preview import folded, print_preview
 from llmrec.data.dataset import read_data
-from llmrec.pipeline import sid_parts
 from llmrec.pipeline_config import load_recipe
+from llmrec.pipeline_parts import sid_parts
 from llmrec.preview import preview_stage
 from llmrec.sid_vocab.build import build_table_of
 from llmrec.stages import StageCache

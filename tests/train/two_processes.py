@@ -21,7 +21,7 @@ from llmrec import processes
 from llmrec.config import build_config
 from llmrec.data.config import DataConfig
 from llmrec.data.dataset import read_data
-from llmrec.pipeline import quiet_libraries
+from llmrec.stages import quiet_libraries
 from llmrec.testing.worlds import write_tiny_folder
 from llmrec.train import cpt, stage
 from llmrec.train.config import StageConfig
