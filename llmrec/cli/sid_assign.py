@@ -148,8 +148,8 @@ def read_items(path: Path, source: SIDSource, catalog: Catalog) -> Catalog:
 
 def _quantizer(source: SIDSource) -> FittedQuantizer:
     """The frozen quantiser: what the fit kept beside its table, or where codebooks say all, the table's."""
-    from llmrec.sid_vocab.quantizer import make_quantizer
     from llmrec.sid_vocab.quantizer_files import FILE, load_quantizer
+    from llmrec.sid_vocab.quantizers import make_quantizer
 
     table = source.table
     if source.sid.index is not None or not table.codebooks:

@@ -10,14 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llmrec.errors import DataError, InputError
-
-if TYPE_CHECKING:
-    from llmrec.sid_vocab.quantizer import FittedQuantizer
+from llmrec.sid_vocab.quantizer import FittedQuantizer
 
 
 @dataclass(frozen=True, eq=False)

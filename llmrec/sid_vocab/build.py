@@ -19,8 +19,9 @@ from llmrec.sid_vocab.embeddings import EmbeddingConfig, embed_items
 from llmrec.sid_vocab.fusion import AlignmentHead
 from llmrec.sid_vocab.index_json import IndexConfig, read_index_json
 from llmrec.sid_vocab.per_source import PerSourceConfig
-from llmrec.sid_vocab.quantizer import FittedQuantizer, QuantizerConfig, fit_quantizer, learns_from_behaviour
+from llmrec.sid_vocab.quantizer import FittedQuantizer
 from llmrec.sid_vocab.quantizer_files import save_quantizer
+from llmrec.sid_vocab.quantizers import QuantizerConfig, fit_quantizer, learns_from_behaviour
 from llmrec.sid_vocab.report import HealthReport, health_report
 from llmrec.sid_vocab.rq_kmeans import RQKMeansConfig
 from llmrec.sid_vocab.table import SIDTable

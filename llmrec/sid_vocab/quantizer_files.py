@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from llmrec.errors import InputError, MismatchError
-from llmrec.sid_vocab.quantizer import FittedQuantizer, QuantizerConfig, make_quantizer
+from llmrec.sid_vocab.quantizer import FittedQuantizer
+from llmrec.sid_vocab.quantizers import QuantizerConfig, make_quantizer
 from llmrec.sid_vocab.table import SIDTable
 
 FILE = "codebooks/quantizer.safetensors"

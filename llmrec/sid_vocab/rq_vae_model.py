@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from llmrec.sid_vocab.behaviour_signal import BehaviourSignal
-from llmrec.sid_vocab.rq_vae import RQVAEConfig
+from llmrec.sid_vocab.rq_vae_config import RQVAEConfig
 from llmrec.sid_vocab.rq_vae_losses import Partners, cluster_codes, contrast, diversity
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from llmrec.sid_vocab.behaviour_signal import BehaviourSignal
 from llmrec.sid_vocab.rq_kmeans import kmeans, nearest
-from llmrec.sid_vocab.rq_vae import RQVAEConfig
+from llmrec.sid_vocab.rq_vae_config import RQVAEConfig
 from llmrec.sid_vocab.rq_vae_model import Model, Objective
 
 _BETTER = 0.999  # an epoch counts as better below this share of the best loss so far

@@ -17,7 +17,8 @@ import pytest
 
 from llmrec.errors import InputError, LLMRecError
 from llmrec.sid_vocab.behaviour_signal import BehaviourQuantizer, BehaviourSignal
-from llmrec.sid_vocab.quantizer import QUANTIZERS, FittedQuantizer, Quantizer
+from llmrec.sid_vocab.quantizer import FittedQuantizer, Quantizer
+from llmrec.sid_vocab.quantizers import QUANTIZERS
 from llmrec.sid_vocab.table import SIDTable
 
 SMALL_QUANTIZERS: dict[str, dict[str, object]] = {

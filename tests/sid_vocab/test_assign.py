@@ -16,9 +16,10 @@ from llmrec.sid_vocab.assign import drift, next_version
 from llmrec.sid_vocab.collisions import CollisionConfig, resolve_collisions
 from llmrec.sid_vocab.extend import extend_vocabulary
 from llmrec.sid_vocab.product import ProductConfig
-from llmrec.sid_vocab.quantizer import FittedQuantizer, make_quantizer
+from llmrec.sid_vocab.quantizer import FittedQuantizer
+from llmrec.sid_vocab.quantizers import make_quantizer
 from llmrec.sid_vocab.rq_kmeans import ResidualCodebooks, RQKMeansConfig
-from llmrec.sid_vocab.rq_vae import RQVAEConfig
+from llmrec.sid_vocab.rq_vae_config import RQVAEConfig
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.testing.checkpoints import TinyParts, tiny_catalog
 from llmrec.testing.worlds import tiny_items, tiny_model, tiny_tokenizer

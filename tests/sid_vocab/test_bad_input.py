@@ -11,7 +11,7 @@ from llmrec.config import build_config
 from llmrec.errors import DataError, InputError, LLMRecError
 from llmrec.sid_vocab.behaviour_signal import BehaviourSignal
 from llmrec.sid_vocab.build import BuiltTable, SIDConfig, build_table
-from llmrec.sid_vocab.quantizer import QUANTIZERS
+from llmrec.sid_vocab.quantizers import QUANTIZERS
 from llmrec.testing.quantizer_conformance import SMALL_QUANTIZERS
 
 IDS = [f"item-{row}" for row in range(60)]

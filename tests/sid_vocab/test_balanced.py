@@ -11,7 +11,8 @@ from llmrec.config import build_config
 from llmrec.errors import ConfigError, InputError
 from llmrec.sid_vocab.balanced import BalancedRQKMeans, BalancedRQKMeansConfig
 from llmrec.sid_vocab.capacity import cap_of, cluster_means, settle
-from llmrec.sid_vocab.quantizer import Quantizer, QuantizerConfig, make_quantizer
+from llmrec.sid_vocab.quantizer import Quantizer
+from llmrec.sid_vocab.quantizers import QuantizerConfig, make_quantizer
 from llmrec.sid_vocab.rq_kmeans import RQKMeansConfig, nearest, training_rows
 from llmrec.sid_vocab.sinkhorn import SinkhornRQKMeansConfig
 from llmrec.testing.quantizer_conformance import QuantizerConformance

@@ -8,7 +8,8 @@ import pytest
 from llmrec.config import build_config
 from llmrec.errors import ConfigError, InputError
 from llmrec.sid_vocab.fsq import FSQ, FSQConfig
-from llmrec.sid_vocab.quantizer import Quantizer, make_quantizer
+from llmrec.sid_vocab.quantizer import Quantizer
+from llmrec.sid_vocab.quantizers import make_quantizer
 from llmrec.testing.quantizer_conformance import QuantizerConformance
 
 

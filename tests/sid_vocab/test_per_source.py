@@ -11,7 +11,8 @@ from llmrec.sid_vocab.behaviour_signal import BehaviourSignal
 from llmrec.sid_vocab.build import SIDConfig
 from llmrec.sid_vocab.fusion import concat
 from llmrec.sid_vocab.per_source import PerSource, PerSourceConfig, _ridge
-from llmrec.sid_vocab.quantizer import Quantizer, fit_quantizer, make_quantizer
+from llmrec.sid_vocab.quantizer import Quantizer
+from llmrec.sid_vocab.quantizers import fit_quantizer, make_quantizer
 from llmrec.sid_vocab.vectors import normalise
 from llmrec.testing.quantizer_conformance import QuantizerConformance
 

@@ -10,7 +10,8 @@ import pytest
 from llmrec.config import build_config
 from llmrec.errors import ConfigError, InputError
 from llmrec.sid_vocab.product import ProductConfig, ProductQuantizer
-from llmrec.sid_vocab.quantizer import FittedQuantizer, Quantizer, make_quantizer
+from llmrec.sid_vocab.quantizer import FittedQuantizer, Quantizer
+from llmrec.sid_vocab.quantizers import make_quantizer
 from llmrec.sid_vocab.rq_kmeans import RQKMeansConfig
 from llmrec.sid_vocab.rq_opq import RQOPQ, RQOPQConfig
 from llmrec.testing.quantizer_conformance import QuantizerConformance

@@ -11,8 +11,9 @@ from pydantic import Field, TypeAdapter
 from llmrec.config import Config, build_config
 from llmrec.errors import ConfigError, InputError, MismatchError
 from llmrec.sid_vocab.behaviour_signal import BehaviourSignal
-from llmrec.sid_vocab.quantizer import QUANTIZERS, FittedQuantizer, QuantizerConfig, fit_quantizer, make_quantizer
+from llmrec.sid_vocab.quantizer import FittedQuantizer
 from llmrec.sid_vocab.quantizer_files import FILE, load_quantizer, save_quantizer
+from llmrec.sid_vocab.quantizers import QUANTIZERS, QuantizerConfig, fit_quantizer, make_quantizer
 from llmrec.sid_vocab.rq_kmeans import RQKMeansConfig
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.testing.quantizer_conformance import SMALL_QUANTIZERS

@@ -16,8 +16,8 @@ from llmrec.data.config import DataConfig
 from llmrec.data.dataset import Dataset, read_data
 from llmrec.sid_vocab import embeddings
 from llmrec.sid_vocab.build import SIDConfig, build_table_of
-from llmrec.sid_vocab.quantizer import QUANTIZERS
 from llmrec.sid_vocab.quantizer_files import load_quantizer
+from llmrec.sid_vocab.quantizers import QUANTIZERS
 from llmrec.sid_vocab.table import SIDTable
 from llmrec.sid_vocab.text_encoder import Encoded
 from llmrec.sid_vocab.vectors import normalise

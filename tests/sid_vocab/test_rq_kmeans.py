@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from llmrec.config import build_config
 from llmrec.errors import ConfigError, InputError
-from llmrec.sid_vocab.quantizer import QUANTIZERS, Quantizer, make_quantizer
+from llmrec.sid_vocab.quantizer import Quantizer
+from llmrec.sid_vocab.quantizers import QUANTIZERS, make_quantizer
 from llmrec.sid_vocab.rq_kmeans import ResidualCodebooks, RQKMeans, RQKMeansConfig, greedy_codes
 from llmrec.testing.quantizer_conformance import QuantizerConformance
 

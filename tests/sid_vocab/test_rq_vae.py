@@ -10,8 +10,10 @@ import torch
 
 from llmrec.config import build_config
 from llmrec.errors import ConfigError, InputError
-from llmrec.sid_vocab.quantizer import Quantizer, make_quantizer
-from llmrec.sid_vocab.rq_vae import RQVAE, Layers, RQVAEConfig
+from llmrec.sid_vocab.quantizer import Quantizer
+from llmrec.sid_vocab.quantizers import make_quantizer
+from llmrec.sid_vocab.rq_vae import RQVAE, Layers
+from llmrec.sid_vocab.rq_vae_config import RQVAEConfig
 from llmrec.sid_vocab.rq_vae_model import Model
 from llmrec.sid_vocab.rq_vae_train import _revive
 from llmrec.testing.quantizer_conformance import QuantizerConformance

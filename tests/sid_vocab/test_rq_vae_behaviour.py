@@ -11,9 +11,11 @@ import torch
 
 from llmrec.errors import DataError, InputError
 from llmrec.sid_vocab.behaviour_signal import BehaviourSignal
-from llmrec.sid_vocab.quantizer import Quantizer, fit_quantizer, learns_from_behaviour, make_quantizer
+from llmrec.sid_vocab.quantizer import Quantizer
+from llmrec.sid_vocab.quantizers import fit_quantizer, learns_from_behaviour, make_quantizer
 from llmrec.sid_vocab.rq_kmeans import RQKMeansConfig
-from llmrec.sid_vocab.rq_vae import RQVAE, RQVAEConfig, VAECodebooks
+from llmrec.sid_vocab.rq_vae import RQVAE, VAECodebooks
+from llmrec.sid_vocab.rq_vae_config import RQVAEConfig
 from llmrec.sid_vocab.rq_vae_losses import Partners, cluster_codes, contrast, diversity
 from llmrec.sid_vocab.rq_vae_model import Model
 from llmrec.testing.quantizer_conformance import QuantizerConformance
