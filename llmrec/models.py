@@ -1,8 +1,9 @@
 """Base models by reference: load one with its tokenizer, and name its weights by a hash.
 
-A reference is a local folder, a hub id or ``asset:NAME``. Weights are read from safetensors alone (no pickle), and no
-code that a repository ships is run. The generation config is emptied to the token ids: sampling settings that instruct
-checkpoints carry (``top_k``, ``repetition_penalty``) bend constrained search (MiniOneRec issues 49, 50, 56).
+A reference is a local folder, a hub id (``owner/name`` or ``owner/name@revision``) or ``asset:NAME``. Weights are read
+from safetensors alone (no pickle), and no code that a repository ships is run. The generation config is emptied to the
+token ids: sampling settings that instruct checkpoints carry (``top_k``, ``repetition_penalty``) bend constrained search
+(MiniOneRec issues 49, 50, 56).
 """
 
 from __future__ import annotations
@@ -165,13 +166,21 @@ def _is_tied(model: PreTrainedModel) -> bool:
 
 def _from_hub(name: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    repo, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(files)))
+    except RevisionNotFoundError as error:
+        raise InputError(f"the hub's model {repo!r} has no revision {revision!r}", hint="see its commits") from error
     except RepositoryNotFoundError as error:
         raise InputError(
-            f"the hub has no model {name!r}, or it needs a login", hint="check the id, or run `hf auth login`"
+            f"the hub has no model {repo!r}, or it needs a login", hint="check the id, or run `hf auth login`"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise EnvironmentProblem(

@@ -29,6 +29,7 @@ from llmrec.decode.trie_filter import RowFilter
 from llmrec.engines import as_backend, in_torch, in_vllm
 from llmrec.errors import InputError
 from llmrec.explanation import MAX_NEW_TOKENS, Explanation, explanation_prompt, read_explanation, write_explanation
+from llmrec.hub import checkpoint_folder
 from llmrec.models import DTypeName
 from llmrec.prompts.grounding import Facts
 from llmrec.prompts.segments import Rendered
@@ -80,7 +81,7 @@ class Recommender:
         """Load a checkpoint folder, onto a GPU where there is one.
 
         Args:
-            folder: what training wrote.
+            folder: what training wrote, or ``hub:OWNER/NAME[@REVISION]``, see `llmrec.hub.pull`.
             engine: what runs the model; ``vllm`` keeps prefixes by itself.
             dtype: see `llmrec.models.DTypeName`.
             table: a descendant of the checkpoint's SID table, with items added or retired since.
@@ -92,7 +93,7 @@ class Recommender:
             LLMRecError: as `Checkpoint.load` and `Checkpoint.load_model` raise; for ``vllm`` also where it is not
                 installed, or cannot serve the checkpoint's adapter.
         """
-        checkpoint = Checkpoint.load(Path(folder), table=table, catalog=catalog)
+        checkpoint = Checkpoint.load(checkpoint_folder(folder), table=table, catalog=catalog)
         if engine not in get_args(EngineName):
             raise InputError(f"engine={engine!r} is unknown.", hint=f"one of {', '.join(get_args(EngineName))}")
         model = in_vllm(checkpoint, dtype) if engine == "vllm" else in_torch(checkpoint, dtype)

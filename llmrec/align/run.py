@@ -33,6 +33,7 @@ from llmrec.align.start import CHECKPOINT, data_of, fitted, flow_of, last_checkp
 from llmrec.config import dump_yaml
 from llmrec.data.assets import sha256_file
 from llmrec.errors import InputError
+from llmrec.hub import checkpoint_folder
 from llmrec.pipeline_parts import EVAL_VERSION, TRAIN_VERSION
 from llmrec.stages import StageCache, StageRun, quiet_libraries, remove_others
 
@@ -98,7 +99,7 @@ class _Run:
                 f"The recipe {config.name} names no checkpoint.",
                 hint="add checkpoint=runs/NAME (a run or a checkpoint)",
             )
-        place = last_checkpoint(Path(config.checkpoint).expanduser())
+        place = last_checkpoint(checkpoint_folder(config.checkpoint))
         card = Card.read(place)
         require_place(config, folder, place)
         quiet_libraries()

@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("llmrec.cli.serve", "A checkpoint behind HTTP: recommendations, and chat for OpenAI clients."),
     "chat": ("llmrec.cli.chat", "Talk to a checkpoint or a server in the terminal."),
     "inspect": ("llmrec.cli.inspect", "What a checkpoint is and where it comes from."),
+    "push": ("llmrec.cli.push", "A checkpoint to the Hugging Face Hub, with its base and a page."),
+    "pull": ("llmrec.cli.pull", "A checkpoint from the Hub, verified."),
     "assets": ("llmrec.cli.assets", "Packaged models and data for machines that reach no hub."),
     "bench": ("llmrec.cli.bench", "Measure llmrec beside its peers and check the targets."),
     "doctor": ("llmrec.cli.doctor", "What this machine can run, and what to do about what is missing."),

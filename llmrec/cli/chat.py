@@ -53,13 +53,15 @@ def _local_server(checkpoint: Path) -> Iterator[Client]:
     require_extra()
     from llmrec.checkpoint_card import Card
     from llmrec.cli.loading import load_recommender
+    from llmrec.hub import checkpoint_folder, short_name
     from llmrec.serve.app import create_app
     from llmrec.serve.client import Client
     from llmrec.serve.run import in_thread, listen
     from llmrec.serve.settings import ServeSettings
 
+    name, checkpoint = short_name(checkpoint), checkpoint_folder(checkpoint)
     Card.read(checkpoint)
-    listener, settings = listen(ServeSettings(name=checkpoint.absolute().name, port=0))
+    listener, settings = listen(ServeSettings(name=name, port=0))
     with in_thread(create_app(load_recommender(checkpoint), settings), settings, listener):
         yield Client(settings.url)
 

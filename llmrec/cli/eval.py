@@ -48,13 +48,14 @@ def evaluate(
     from llmrec.eval.ranker import Ranker
     from llmrec.eval.report import write_report
     from llmrec.eval.table import print_examples, print_table
+    from llmrec.hub import checkpoint_folder, short_name
 
     # 1. Everything that can be wrong with the words comes before any work.
     overrides = [word for word in words or [] if "=" in word and not Path(word).exists()]
     folders = [Path(word) for word in words or [] if word not in overrides]
     if len(folders) > 1:
         raise InputError(f"one checkpoint at a time, given {', '.join(map(str, folders))}")
-    checkpoint = folders[0] if folders else None
+    checkpoint = checkpoint_folder(folders[0]) if folders else None
     card = Card.read(checkpoint) if checkpoint else None
     flags = [f"{key}={value}" for key, value in (("users", users), ("part", part)) if value is not None]
     config = _config(card, [*overrides, *flags])
@@ -73,7 +74,7 @@ def evaluate(
         from llmrec.eval.generate import Generator
 
         warnings = _warnings(card, dataset)
-        name = checkpoint.absolute().name
+        name = short_name(folders[0])
         models = {name: Generator.of_recommender(load_recommender(checkpoint, engine), label=name), **models}
 
     # 3. Judge, write, print.

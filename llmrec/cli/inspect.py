@@ -17,13 +17,15 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint folder.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint folder, or hub:OWNER/NAME.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show what a checkpoint is and where it comes from; its files are checked, the base of an adapter is not."""
     from llmrec.checkpoint_card import Card, fingerprint, verify_files
+    from llmrec.hub import checkpoint_folder
     from llmrec.sid_vocab.table import SIDTable
 
+    checkpoint = checkpoint_folder(checkpoint)
     card = Card.read(checkpoint)
     verify_files(checkpoint, card)
     table = SIDTable.load(checkpoint)

@@ -19,7 +19,9 @@ def load_recommender(checkpoint: Path, engine: EngineName = "torch", *, prefix_c
     from rich.console import Console
 
     from llmrec.checkpoint_card import Card
+    from llmrec.hub import checkpoint_folder
 
+    checkpoint = checkpoint_folder(checkpoint)
     Card.read(checkpoint)
     with Console(stderr=True).status(f"loading {checkpoint}"):
         import transformers

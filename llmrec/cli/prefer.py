@@ -47,6 +47,7 @@ def prefer(
     from llmrec.checkpoint import Checkpoint
     from llmrec.checkpoint_card import Card
     from llmrec.errors import InputError
+    from llmrec.hub import checkpoint_folder
     from llmrec.train.preference.build import make_preferences
     from llmrec.train.preference.files import CARD_FILE, save_preferences
 
@@ -60,7 +61,7 @@ def prefer(
     folder = output or Path("runs", "preference", config.name)
     if folder.exists():
         raise InputError(f"{folder} exists already and is not overwritten", hint="remove it, or give --output")
-    place = last_checkpoint(Path(config.checkpoint))
+    place = last_checkpoint(checkpoint_folder(config.checkpoint))
     card = Card.read(place)
     dataset = data_of(card, config.data)
 

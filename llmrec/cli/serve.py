@@ -33,14 +33,16 @@ def serve(
     """Serve a checkpoint; LLMREC_API_KEY and LLMREC_ADMIN_KEY hold the keys of clients and of /admin."""
     from llmrec.checkpoint_card import Card
     from llmrec.errors import InputError
+    from llmrec.hub import checkpoint_folder, short_name
 
     require_extra()
     from llmrec.serve.run import listen, run
     from llmrec.serve.settings import ServeSettings, read_keys
 
+    name = short_name(checkpoint) if name is None else name
+    checkpoint = checkpoint_folder(checkpoint)
     Card.read(checkpoint)
     api_key, admin_key = read_keys(api_key_file)
-    name = checkpoint.absolute().name if name is None else name
     if not name.strip():
         raise InputError("--name is empty.", hint="leave it out for the folder's name")
     settings = ServeSettings(

@@ -32,6 +32,7 @@ def data(
     from llmrec.checkpoint import Checkpoint
     from llmrec.config import apply_overrides, build_config
     from llmrec.errors import InputError
+    from llmrec.hub import checkpoint_folder
     from llmrec.prompts.grounding import grounding_rates
     from llmrec.prompts.think import write_rows
     from llmrec.train.think.build import check_thoughts, make_thoughts
@@ -40,7 +41,7 @@ def data(
     config = build_config(ThinkDataConfig, apply_overrides({}, overrides or []), source="llmrec think data")
     if output.exists():
         raise InputError(f"{output} exists already and is not overwritten", hint="remove it, or give --output")
-    opened = Checkpoint.load(checkpoint)
+    opened = Checkpoint.load(checkpoint_folder(checkpoint))
     dataset = data_of(opened.card, None)
     made = make_thoughts(dataset, opened.table, config)
     checked = check_thoughts(made.rows, opened.renderer, dataset, config)
@@ -72,13 +73,14 @@ def gate(
     from llmrec.config import apply_overrides, build_config
     from llmrec.eval.progress import shown
     from llmrec.eval.think_gate import ThinkGateConfig, think_gate
+    from llmrec.hub import checkpoint_folder, short_name
 
     config = build_config(ThinkGateConfig, apply_overrides({}, overrides or []), source="llmrec think gate")
-    dataset = data_of(Card.read(checkpoint), None)
+    dataset = data_of(Card.read(checkpoint_folder(checkpoint)), None)
     recommender = load_recommender(checkpoint)
     with shown(Console(stderr=True)) as progress:
         result = think_gate(recommender, dataset, config, progress)
-    path = result.save(output or Path("runs", "think", checkpoint.absolute().name))
+    path = result.save(output or Path("runs", "think", short_name(checkpoint)))
     if as_json:
         typer.echo(json.dumps(result.summary, indent=2, ensure_ascii=False))
         typer.echo(str(path), err=True)

@@ -33,6 +33,7 @@ Kind = Literal["model", "encoder", "data"]
 PREFIX = "asset:"
 FORMAT = 1  # raise it when `fetch` writes something else, so that cached folders are made anew
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_REVISION = re.compile(r"@[\w./-]+$")
 _NOUNS: dict[Kind, str] = {"model": "a language model", "encoder": "a text encoder", "data": "a data set"}
 
 
@@ -139,7 +140,8 @@ def resolve_asset(reference: str, *, kind: Kind) -> str | Path:
     """Turn a recipe's reference into something to load.
 
     Args:
-        reference: an existing path (kept), ``asset:NAME`` (fetched where the cache lacks it), else a hub id.
+        reference: an existing path (kept), ``asset:NAME`` (fetched where the cache lacks it), else a hub id, of a
+            model with ``@REVISION`` if need be.
         kind: what the recipe needs; an asset of another kind is refused.
 
     Returns:
@@ -158,7 +160,7 @@ def resolve_asset(reference: str, *, kind: Kind) -> str | Path:
     path = Path(reference).expanduser()
     if reference.strip() and path.exists():
         return path
-    if not _HUB_ID.fullmatch(reference):
+    if not _HUB_ID.fullmatch(_REVISION.sub("", reference) if kind == "model" else reference):
         raise InputError(
             f"{reference!r} names {_NOUNS[kind]}, but there is no such path and it cannot be a hub id",
             hint="give an existing path, a hub id like owner/name, or asset:NAME (`llmrec assets ls`)",
