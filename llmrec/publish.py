@@ -141,7 +141,7 @@ def prepare(
     base = _base_plan(checkpoint, repo, work, base_repo, license)
     card, shortened = _for_others(checkpoint)
     if shortened:
-        notes.append(f"{len(shortened)} local paths in the recipe are shortened to their last part")
+        notes.append(f"local paths in the recipe, shortened to their last part: {len(shortened)}")
     notes.append(
         f"the catalogue goes along: titles and attributes of {checkpoint.table.num_items:,} items; no user's events do"
     )
@@ -201,7 +201,7 @@ def page(plan: Plan) -> str:
     if plan.evaluation is not None:
         lines += [*_table(plan.evaluation), ""]
     lines += [
-        "The base's licence and that of the data hold for what is made of them." if plan.license is None else
+        "The licences of the base and of the data hold for what is made of them." if plan.license is None else
         f"Licence of this repository: {plan.license}; those of the base and the data hold as well.",
         "",
     ]  # fmt: skip
