@@ -42,8 +42,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 # vLLM's CPU package brings torchvision and the like in builds that break its own import, and needs none of them
 $(VENV)/.installed-vllm: $(VENV)/.installed-dev
-	@echo "[install] vLLM"
-	@$(PIP) --editable '.[dev,$(VLLM)]'
+	@echo "[install] vLLM and the chat page"
+	@$(PIP) --editable '.[dev,chat,$(VLLM)]'
 	@$(BIN)/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
 	@touch $@
 

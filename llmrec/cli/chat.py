@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from llmrec.serve.client import Client
+    from llmrec.serve.talk import Talk
 
 app = typer.Typer(add_completion=False)
 
@@ -26,23 +28,46 @@ HELP = """/history ITEM; ITEM …   what you chose so far, oldest first: ids or 
 
 @app.command()
 def chat(
-    target: Annotated[str, typer.Argument(metavar="CHECKPOINT_OR_URL", help="A checkpoint folder, or http://…")],
+    target: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT_OR_URL", help="A checkpoint folder, hub:OWNER/NAME, or http://…")
+    ],
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 writes the most probable words.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    page: Annotated[bool, typer.Option("--page", help="In the browser instead of the terminal.")] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Of the page, on this machine; 0 takes a free one.")
+    ] = 7860,
 ) -> None:
-    """Talk in the terminal; items that the model names are highlighted. LLMREC_API_KEY holds a server's key."""
-    from rich.console import Console
-
+    """Talk, in the terminal or on a page; items that the model names are highlighted. LLMREC_API_KEY holds a key."""
     from llmrec.serve.settings import API_KEY
 
-    console = Console(highlight=False)
-    if target.startswith(("http://", "https://")):
-        from llmrec.serve.client import Client
+    if page:
+        require_page()
+    with ExitStack() as stack:
+        if target.startswith(("http://", "https://")):
+            from llmrec.serve.client import Client
 
-        Chat(Client(target, os.environ.get(API_KEY)), console, temperature, max_tokens).run()
-        return
-    with _local_server(Path(target)) as client:
-        Chat(client, console, temperature, max_tokens).run()
+            client = Client(target, os.environ.get(API_KEY))
+        else:
+            client = stack.enter_context(_local_server(Path(target)))
+        if page:
+            from llmrec.serve.page import show
+
+            show(client, port=port, temperature=temperature, max_tokens=max_tokens, say=typer.echo)
+        else:
+            from rich.console import Console
+
+            from llmrec.serve.talk import Talk
+
+            Chat(Talk(client, temperature, max_tokens), Console(highlight=False)).run()
+
+
+def require_page() -> None:
+    """Raise EnvironmentProblem unless the package of the extra ``chat`` is installed."""
+    from llmrec.errors import EnvironmentProblem
+
+    if importlib.util.find_spec("gradio") is None:
+        raise EnvironmentProblem("The page needs gradio, which is not installed.", hint="pip install 'llmrec[chat]'")
 
 
 @contextmanager
@@ -67,22 +92,10 @@ def _local_server(checkpoint: Path) -> Iterator[Client]:
 
 
 class Chat:
-    """One conversation.
+    """A conversation in the terminal."""
 
-    Args:
-        client: the server.
-        console: where it is shown.
-        temperature: see `llmrec.serve.openai_schemas.Generation`.
-        max_tokens: longest answer.
-    """
-
-    def __init__(self, client: Client, console: Console, temperature: float, max_tokens: int) -> None:
-        self._client, self._console = client, console
-        self._options = {"temperature": temperature, "max_tokens": max_tokens}
-        self._messages: list[dict[str, Any]] = []
-        self._history: list[dict[str, Any]] = []
-        self._told = 0
-        """Items of the history that the model knows from this conversation."""
+    def __init__(self, talk: Talk, console: Console) -> None:
+        self.talk, self._console = talk, console
 
     def run(self) -> None:
         """Read lines until the end."""
@@ -90,9 +103,10 @@ class Chat:
 
         from llmrec.errors import LLMRecError
 
-        model = self._client.model()
+        client = self.talk.client
+        model = client.model()
         self._console.print(
-            Text.assemble((model["id"], "bold"), f": {model['num_items']:,} items, {self._client.url}. /help helps.")
+            Text.assemble((model["id"], "bold"), f": {model['num_items']:,} items, {client.url}. /help helps.")
         )
         while True:
             try:
@@ -119,7 +133,7 @@ class Chat:
         elif command == "/recommend":
             self._recommend(rest.strip() or "5")
         elif command == "/clear":
-            self._messages, self._told = [], 0
+            self.talk.clear()
             self._console.print(Text("a new conversation; the history stays", style="dim"))
         elif command == "/help" or command.startswith("/"):
             self._console.print(Text(HELP, style="dim"))
@@ -128,9 +142,8 @@ class Chat:
 
     def _set_history(self, words: list[str]) -> None:
         if words:
-            self._history = [self._client.find(word)[0] for word in words]
-            self._told = 0
-        self._show(self._history)
+            self.talk.choose(words)
+        self._show(self.talk.history)
 
     def _recommend(self, number: str) -> None:
         from rich.text import Text
@@ -139,7 +152,7 @@ class Chat:
 
         if not number.isdigit():
             raise InputError(f"/recommend takes a number, not {number!r}.")
-        answer = self._client.recommend([item["item_id"] for item in self._history], int(number))
+        answer = self.talk.recommend(int(number))
         self._show(answer["items"])
         for note in answer["notes"]:
             self._console.print(Text(f"note: {note}", style="yellow"))
@@ -155,17 +168,6 @@ class Chat:
     def _say(self, line: str) -> None:
         from rich.text import Text
 
-        parts: list[dict[str, Any]] = []
-        if self._told < len(self._history):
-            parts.append({"type": "text", "text": "Here are the items I chose, oldest first:"})
-            parts += [{"type": "item", "item_id": item["item_id"]} for item in self._history]
-            parts.append({"type": "text", "text": "\n"})
-        message = {"role": "user", "content": [*parts, {"type": "text", "text": line}]}
-        content, items = "", []
-        for chunk in self._client.chat([*self._messages, message], **self._options):
+        for chunk in self.talk.say(line):
             self._console.print(Text(chunk.content, style="bold magenta" if chunk.items else ""), end="")
-            content += chunk.content
-            items += chunk.items
         self._console.print()
-        self._told = len(self._history)
-        self._messages += [message, {"role": "assistant", "content": content, "items": items}]

@@ -49,9 +49,10 @@ class Client:
         found: list[dict[str, Any]] = self._ask("GET", f"/v1/items?find={quote(title)}")["items"]
         return found
 
-    def recommend(self, history: list[str], k: int) -> dict[str, Any]:
-        """A list."""
-        answer: dict[str, Any] = self._ask("POST", "/v1/recommendations", {"history": history, "k": k})
+    def recommend(self, history: list[str], k: int, *, explain: int = 0) -> dict[str, Any]:
+        """A list, its first `explain` items with reasons."""
+        body = {"history": history, "k": k, "explain": explain}
+        answer: dict[str, Any] = self._ask("POST", "/v1/recommendations", body)
         return answer
 
     def chat(self, messages: list[dict[str, Any]], **options: Any) -> Iterator[Chunk]:

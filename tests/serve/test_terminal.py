@@ -9,6 +9,7 @@ from rich.console import Console
 from llmrec.cli.chat import Chat, _local_server
 from llmrec.errors import EnvironmentProblem, InputError
 from llmrec.serve.client import Client
+from llmrec.serve.talk import Talk
 
 pytestmark = [pytest.mark.enable_socket]
 
@@ -17,7 +18,7 @@ def test_a_conversation_in_the_terminal(served_checkpoint, recommender):
     screen = io.StringIO()
     console = Console(file=screen, width=100, force_terminal=True, color_system="standard")
     with _local_server(served_checkpoint.folder) as client:
-        chat = Chat(client, console, 1.5, 40)
+        chat = Chat(Talk(client, 1.5, 40), console)
         title = recommender.titles.title("7")
         chat.take(f"/history {title}; 13")
         chat.take("/recommend 3")
@@ -25,15 +26,15 @@ def test_a_conversation_in_the_terminal(served_checkpoint, recommender):
         for item in expected:
             assert item.title in screen.getvalue()
         chat.take("What next?")
-        first, answer = chat._messages
+        first, answer = chat.talk.messages
         assert [part.get("item_id") for part in first["content"]] == [None, "7", "13", None, None]
         shown = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
         assert "".join(answer["content"].split()) in "".join(shown.split())  # the console wraps and expands tabs
         chat.take("And then?")
-        assert [message["role"] for message in chat._messages] == ["user", "assistant"] * 2
-        assert len(chat._messages[2]["content"]) == 1  # the history was told already
+        assert [message["role"] for message in chat.talk.messages] == ["user", "assistant"] * 2
+        assert len(chat.talk.messages[2]["content"]) == 1  # the history was told already
         chat.take("/clear")
-        assert chat._messages == []
+        assert chat.talk.messages == []
         with pytest.raises(InputError, match="takes a number"):
             chat.take("/recommend many")
         with pytest.raises(InputError, match="neither an item id nor close to a title"):
