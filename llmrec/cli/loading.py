@@ -29,6 +29,7 @@ def load_recommender(checkpoint: Path, engine: EngineName = "torch", *, prefix_c
         from llmrec.recommender import Recommender
 
         transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()  # it warns of its own default configs, too
         return Recommender.load(checkpoint, engine=engine, prefix_cache_mb=prefix_cache_mb)
 
 

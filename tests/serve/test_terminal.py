@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from llmrec.cli.chat import Chat, _local_server
+from llmrec.cli.chat import Chat, _local_server, require_page
 from llmrec.errors import EnvironmentProblem, InputError
 from llmrec.serve.client import Client
 from llmrec.serve.talk import Talk
@@ -51,3 +51,9 @@ def test_an_address_that_is_no_server_is_said_so():
     for url in ("http://127.0.0.1:1", "http://", "http://[::1"):
         with pytest.raises(EnvironmentProblem, match="No server answers"):
             Client(url, timeout=1).model()
+
+
+def test_a_page_without_gradio_names_the_extra_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentProblem, match=r"llmrec\[chat\]"):
+        require_page()
