@@ -1,6 +1,7 @@
 """Every test runs without a network: sockets are refused (see pyproject) and the hub is switched off."""
 
 import os
+from contextlib import suppress
 
 import pytest
 
@@ -8,6 +9,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, w
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+with suppress(ImportError):
+    import uvloop  # noqa: F401 - keeps the socket class that it finds; vLLM imports it in tests that may open none
 
 
 @pytest.fixture(scope="session")
