@@ -10,9 +10,10 @@ import sys
 import pytest
 from huggingface_hub import HfApi, constants
 
-from llmrec import hub
+from llmrec import cli, hub
 from llmrec.checkpoint import Checkpoint, LineageEntry, describe_base
 from llmrec.checkpoint_card import CARD_FILE, Card
+from llmrec.cli import push
 from llmrec.errors import EnvironmentProblem, InputError, MismatchError
 from llmrec.hub import HubReference, checkpoint_folder, pull, short_name
 from llmrec.publish import prepare
@@ -298,6 +299,54 @@ def test_folders_stay_folders(tmp_path):
 
 
 # -- as a user does it -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(server, monkeypatch, capsys):
+    """``command("push", ...)``: the exit code and what was printed, with the server as the Hub."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+    def call(*words):
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(word) for word in words])
+        shown = capsys.readouterr()
+        return end.value.code or 0, shown.out + shown.err
+
+    return call
+
+
+def test_push_says_what_goes_where_and_pull_what_came(command, server, run, tmp_path):
+    code, shown = command("push", run / "sft", "me/games", "--base", "me/games-base", "--plan")
+    assert (code, server.repos) == (0, {}), shown
+    assert shown.index("me/games-base  private; model") < shown.index("me/games  private; adapter")
+    assert "note: the catalogue goes along: titles and attributes of 60 items" in shown
+    code, shown = command("push", run / "cpt", "me/games", "--public", "--message", "first")
+    assert code == 0, shown
+    assert not server.repos["me/games"].private
+    commit = server.repos["me/games"].commits[-1]
+    assert f"commit      {commit}" in shown
+    assert f"llmrec inspect hub:me/games@{commit}" in shown
+    code, shown = command("pull", f"hub:me/games@{commit}", "--output", tmp_path / "mine")
+    assert code == 0, shown
+    assert f"checkpoint  {tmp_path / 'mine'}" in shown
+    assert Checkpoint.load(tmp_path / "mine").card.files == Card.read(run / "cpt").files
+    code, shown = command("pull", f"hub:me/games@{commit}", "--output", tmp_path / "mine")
+    assert code == 2
+    assert "exists already" in shown
+    code, shown = command("inspect", "hub:me/games", "--json")
+    assert code == 0
+    assert json.loads(shown[shown.index("{") : shown.rindex("}") + 1])["stage"] == "cpt"
+
+
+def test_the_evaluation_of_a_run_goes_with_its_last_checkpoint_alone(tiny_run):
+    folder = tiny_run[1].folder
+    last = push._evaluation(tiny_run[1].final)
+    assert last is not None
+    assert last.summary["dataset"] == tiny_run[1].evaluation.summary["dataset"]
+    assert push._evaluation(folder / "cpt") is None
 
 
 @pytest.mark.slow
