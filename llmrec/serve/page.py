@@ -59,9 +59,7 @@ def build_page(client: Client, *, temperature: float = 0.0, max_tokens: int = 25
                 said = gr.Chatbot(
                     label="Conversation", height=520, feedback_options=None, buttons=["copy"], elem_id="said"
                 )
-                line = gr.Textbox(
-                    label="Message", placeholder="What should I watch next, and why?", submit_btn=True, elem_id="line"
-                )
+                line = gr.Textbox(label="Message", placeholder="What next, and why?", submit_btn=True, elem_id="line")
                 anew = gr.Button("New conversation", size="sm", elem_id="anew")
         word.submit(_add, [talk, word], [talk, word, history], show_progress="hidden")
         listed.select(_choose, [talk, listed], [talk, history], show_progress="hidden")
@@ -69,7 +67,8 @@ def build_page(client: Client, *, temperature: float = 0.0, max_tokens: int = 25
         empty.click(_empty, talk, [talk, history], show_progress="hidden")
         ask.click(_recommend, [talk, count, why], [listed, reason])
         line.submit(_say, [talk, line, said], [talk, line, said])
-        anew.click(_anew, talk, [talk, said], show_progress="hidden")
+        for cleared in (anew.click, said.clear):
+            cleared(_anew, talk, [talk, said], show_progress="hidden")
     return page
 
 
