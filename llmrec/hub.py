@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from llmrec.checkpoint_card import CARD_FILE, Card, verify_files
 from llmrec.data.assets import PREFIX as ASSET_PREFIX
-from llmrec.data.assets import sha256_file
+from llmrec.data.assets import is_model_id, sha256_file
 from llmrec.errors import EnvironmentProblem, InputError, MismatchError
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _require_harmless(reference: HubReference, card: Card) -> None:
                 hint="do not use it; ask who pushed it",
             )
     base = card.base.reference if card.base and card.kind == "adapter" else None
-    if base and not base.startswith(ASSET_PREFIX) and not _REFERENCE.fullmatch(base):
+    if base and not base.startswith(ASSET_PREFIX) and not is_model_id(base):
         raise InputError(
             f"The adapter {reference} needs the base {base!r}, which is a folder on another machine.",
             hint="ask for it to be pushed with --base or --merged (llmrec push)",

@@ -265,6 +265,16 @@ def test_a_base_on_another_machine_is_refused(server, run, tmp_path):
         pull(HubReference("me/games"), api=client(server))
 
 
+@pytest.mark.parametrize("base", ["gpt2", "gpt2@main", "me/base@v1", "asset:smollm2-135m-instruct"])
+def test_a_base_that_everyone_can_load_is_taken(server, run, tmp_path, base):
+    pushed(server, run / "sft", "me/games", tmp_path, base_repo="me/base")
+    files = dict(server.repos["me/games"].trees[server.repos["me/games"].commits[-1]])
+    card = json.loads(files[CARD_FILE])
+    card["base"]["reference"] = base
+    server.repos["me/games"].commit({**files, CARD_FILE: json.dumps(card).encode()})
+    assert Card.read(pull(HubReference("me/games"), api=client(server))).base.reference == base
+
+
 def test_no_checkpoint_no_repository_no_revision(server, run, tmp_path):
     with pytest.raises(InputError, match="no such repository"):
         pull(HubReference("me/none"), api=client(server))

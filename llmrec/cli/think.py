@@ -76,8 +76,9 @@ def gate(
     from llmrec.hub import checkpoint_folder, short_name
 
     config = build_config(ThinkGateConfig, apply_overrides({}, overrides or []), source="llmrec think gate")
-    dataset = data_of(Card.read(checkpoint_folder(checkpoint)), None)
-    recommender = load_recommender(checkpoint)
+    place = checkpoint_folder(checkpoint)
+    dataset = data_of(Card.read(place), None)
+    recommender = load_recommender(place)
     with shown(Console(stderr=True)) as progress:
         result = think_gate(recommender, dataset, config, progress)
     path = result.save(output or Path("runs", "think", short_name(checkpoint)))

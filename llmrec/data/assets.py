@@ -160,12 +160,17 @@ def resolve_asset(reference: str, *, kind: Kind) -> str | Path:
     path = Path(reference).expanduser()
     if reference.strip() and path.exists():
         return path
-    if not _HUB_ID.fullmatch(_REVISION.sub("", reference) if kind == "model" else reference):
+    if not (is_model_id(reference) if kind == "model" else _HUB_ID.fullmatch(reference)):
         raise InputError(
             f"{reference!r} names {_NOUNS[kind]}, but there is no such path and it cannot be a hub id",
             hint="give an existing path, a hub id like owner/name, or asset:NAME (`llmrec assets ls`)",
         )
     return reference
+
+
+def is_model_id(reference: str) -> bool:
+    """Whether `reference` can be a model on the Hub: ``name``, ``owner/name``, either with ``@revision``."""
+    return _HUB_ID.fullmatch(_REVISION.sub("", reference)) is not None
 
 
 def fetch(asset: Asset, *, say: Callable[[str], None] | None = None) -> Path:

@@ -16,8 +16,10 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
 
-from llmrec.errors import EnvironmentProblem, LLMRecError
+from llmrec.errors import LLMRecError
 from llmrec.serve.client import Chunk, Client
+from llmrec.serve.run import listen
+from llmrec.serve.settings import ServeSettings
 from llmrec.serve.talk import Talk
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>&$:@])")
@@ -98,15 +100,12 @@ def launch(page: gr.Blocks, port: int = 0) -> str:
     Raises:
         EnvironmentProblem: the port is in use.
     """
-    try:
-        _, url, _ = page.launch(
-            server_name="127.0.0.1", server_port=port or _free_port(), share=False, quiet=True, show_error=True,
-            prevent_thread_lock=True, footer_links=[], ssr_mode=False, pwa=False, mcp_server=False, theme=_theme(),
-        )  # fmt: skip
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"Port {port} of 127.0.0.1 is in use.", hint="--port 0 takes a free one, or stop what listens there"
-        ) from error
+    listener, settings = listen(ServeSettings(port=port))
+    listener.close()  # gradio takes a number, no socket
+    _, url, _ = page.launch(
+        server_name=settings.host, server_port=settings.port, share=False, quiet=True, show_error=True,
+        prevent_thread_lock=True, footer_links=[], ssr_mode=False, pwa=False, mcp_server=False, theme=_theme(),
+    )  # fmt: skip
     return str(url)
 
 
@@ -118,15 +117,6 @@ def plain(text: str) -> str:
 def _theme() -> gr.themes.Base:
     """The system's fonts: gradio's own are fetched from another machine."""
     return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 # -- what happens on the page ------------------------------------------------------------------------------------------
@@ -148,12 +138,12 @@ def _choose(talk: Talk, listed: Any, clicked: gr.SelectData) -> tuple[Talk, list
 
 
 def _remove(talk: Talk) -> tuple[Talk, list[list[str]]]:
-    talk.history, talk.told = talk.history[:-1], 0
+    talk.history = talk.history[:-1]
     return talk, _rows(talk)
 
 
 def _empty(talk: Talk) -> tuple[Talk, list[list[str]]]:
-    talk.history, talk.told = [], 0
+    talk.history = []
     return talk, _rows(talk)
 
 

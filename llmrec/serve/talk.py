@@ -22,26 +22,25 @@ class Talk:
     """Items chosen so far, oldest first."""
     messages: list[dict[str, Any]] = field(default_factory=list)
     """As the server gets them."""
-    told: int = 0
-    """Items of the history that the model knows from this conversation."""
+    told: list[dict[str, Any]] = field(default_factory=list)
+    """The history as the model last heard it in this conversation."""
 
     def choose(self, words: Sequence[str]) -> None:
-        """Make the items nearest to `words`, ids or titles, the history; it is told again with the next message.
+        """Make the items nearest to `words`, ids or titles, the history.
 
         Raises:
             InputError: nothing is close to one of them.
         """
         self.history = [self.client.find(word)[0] for word in words]
-        self.told = 0
 
     def recommend(self, k: int, *, explain: int = 0) -> dict[str, Any]:
         """The next `k` items for the history, the first `explain` of them with reasons."""
         return self.client.recommend([item["item_id"] for item in self.history], k, explain=explain)
 
     def say(self, text: str) -> Iterator[Chunk]:
-        """Send `text`, the history before it where the model does not know it yet, and give the answer as it comes."""
+        """Send `text`, before it the history where that has changed, and give the answer as it comes."""
         parts: list[dict[str, Any]] = []
-        if self.told < len(self.history):
+        if self.history and self.history != self.told:
             parts.append({"type": "text", "text": "Here are the items I chose, oldest first:"})
             parts += [{"type": "item", "item_id": item["item_id"]} for item in self.history]
             parts.append({"type": "text", "text": "\n"})
@@ -53,9 +52,9 @@ class Talk:
             yield chunk
             content += chunk.content
             items += chunk.items
-        self.told = len(self.history)
+        self.told = list(self.history)
         self.messages += [message, {"role": "assistant", "content": content, "items": items}]
 
     def clear(self) -> None:
         """Begin a new conversation; the history stays."""
-        self.messages, self.told = [], 0
+        self.messages, self.told = [], []
